@@ -1,0 +1,1 @@
+"""Decide, exactly: features, scores, pmfs, rules, slates, rewards, learning. Pure: no I/O, no clock, no global RNG."""

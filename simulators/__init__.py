@@ -1,0 +1,1 @@
+"""Data sets, replay and simulation: callers of the service's own code, never a copy of it."""
