@@ -1,0 +1,1 @@
+"""What implements the ports: Redis or Valkey, and memory."""

@@ -1,0 +1,1 @@
+"""HTTP: handlers, problems, static pages."""

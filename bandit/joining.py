@@ -1,0 +1,238 @@
+"""Join rewards to decisions. Pure: no clock, no store; time is the journal's, moved only by its entries."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from bandit.rewards import RewardPolicy, aggregate
+
+# (entry unix ms, partition, sequence): the order in which entries are applied.
+Position = tuple[int, int, int]
+Payload = TypeVar("Payload")
+
+
+@dataclass(frozen=True, slots=True)
+class JoinEvent:
+    """What the joiner reads of an accepted event; the fields mean what they mean in the journal."""
+
+    client_id: str
+    event_type: str
+    event_id: str | None
+    user_key: str
+    item_id: str | None
+    slot: int | None
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Joined(Generic[Payload]):
+    """What became of one slot.
+
+    Attributes:
+        payload: What was given with the decision.
+        event_id: The decision.
+        slot: The slot.
+        reward: Its reward.
+        kind: `reward` and `default` are to be learned, once a slot; `late` came after that and is only counted.
+        at_ms: Journal time.
+        delay_ms: Journal time since the decision.
+    """
+
+    payload: Payload
+    event_id: str
+    slot: int
+    reward: float
+    kind: str
+    at_ms: int
+    delay_ms: int
+
+
+@dataclass(slots=True)
+class _Tracked(Generic[Payload]):
+    payload: Payload
+    event_id: str
+    position: Position
+    policy: RewardPolicy
+    item_ids: Sequence[str]
+    user_key: str
+    learnable: Sequence[bool]
+    learned: list[bool]
+    rewards: dict[int, list[float]] = field(default_factory=dict)
+    seen: set[tuple[int, str, str]] = field(default_factory=set)
+
+
+class Joiner(Generic[Payload]):
+    """Tracks decisions until their attribution window ends and says what each slot became.
+
+    A slot is joined as `reward` or `default` exactly once. Events that come before their decision wait for it, as
+    long as an attribution window; what cannot be joined is counted by reason in `counters`.
+
+    Args:
+        pending_ms: how long an event may wait for its decision.
+    """
+
+    def __init__(self, *, pending_ms: int) -> None:
+        self.counters: Counter[str] = Counter()
+        self._pending_ms = pending_ms
+        self._tracked: dict[str, _Tracked[Payload]] = {}
+        self._by_user_item: dict[tuple[str, str], list[str]] = {}
+        self._pending: dict[str, list[tuple[Position, JoinEvent]]] = {}
+        # (due ms, position, kind, event id); kinds: negative window, attribution window, pending events.
+        self._timers: list[tuple[int, Position, str, str]] = []
+
+    def advance(self, now_ms: int) -> list[Joined[Payload]]:
+        """Close every window that is due at journal time `now_ms`, in the order of their ends."""
+        joined: list[Joined[Payload]] = []
+        while self._timers and self._timers[0][0] <= now_ms:
+            due_ms, _, kind, event_id = heapq.heappop(self._timers)
+            if kind == "negative":
+                joined += self._close_negative(self._tracked[event_id], due_ms)
+            elif kind == "window":
+                self._forget(self._tracked.pop(event_id))
+            else:
+                self.counters["event_unknown_decision"] += len(self._pending.pop(event_id, ()))
+        return joined
+
+    def add_decision(
+        self,
+        position: Position,
+        *,
+        event_id: str,
+        policy: RewardPolicy,
+        item_ids: Sequence[str],
+        user_key: str,
+        learnable: Sequence[bool],
+        payload: Payload,
+    ) -> list[Joined[Payload]]:
+        """Track a decision and join the events that were waiting for it; a repeated one is counted and dropped."""
+        joined = self.advance(position[0])
+        if event_id in self._tracked:
+            self.counters["decision_duplicate"] += 1
+            return joined
+        tracked = _Tracked(
+            payload=payload,
+            event_id=event_id,
+            position=position,
+            policy=policy,
+            item_ids=item_ids,
+            user_key=user_key,
+            learnable=learnable,
+            learned=[not wanted for wanted in learnable],
+        )
+        self._tracked[event_id] = tracked
+        self.counters["decision"] += 1
+        if user_key:
+            for item_id in item_ids:
+                self._by_user_item.setdefault((user_key, item_id), []).append(event_id)
+        now_ms = position[0]
+        heapq.heappush(self._timers, (now_ms + int(policy.negative_window_s * 1000), position, "negative", event_id))
+        # One millisecond later than the negative window at the least, so that the decision is still tracked then.
+        window_ms = max(int(policy.window_s * 1000), int(policy.negative_window_s * 1000) + 1)
+        heapq.heappush(self._timers, (now_ms + window_ms, position, "window", event_id))
+        for _, event in self._pending.pop(event_id, ()):
+            joined += self._apply(tracked, event, now_ms)
+        return joined
+
+    def add_event(self, position: Position, event: JoinEvent) -> list[Joined[Payload]]:
+        """Join an event, keep it for a decision that has not come yet, or count why it cannot be joined."""
+        joined = self.advance(position[0])
+        event_id = event.event_id
+        if event_id is None:
+            decisions = self._by_user_item.get((event.user_key, event.item_id or ""))
+            if not decisions:
+                self.counters["event_unattributed"] += 1
+                return joined
+            event_id = decisions[-1]
+        tracked = self._tracked.get(event_id)
+        if tracked is not None:
+            return joined + self._apply(tracked, event, position[0])
+        if event_id not in self._pending:
+            heapq.heappush(self._timers, (position[0] + self._pending_ms, position, "pending", event_id))
+        self._pending.setdefault(event_id, []).append((position, event))
+        return joined
+
+    def oldest_open(self, partition: int) -> Position | None:
+        """Return the first position of a partition that may still matter, None when nothing is open.
+
+        Rereading from there rebuilds the joins.
+        """
+        decisions = (t.position for t in self._tracked.values() if t.position[1] == partition)
+        waiting = (position for events in self._pending.values() for position, _ in events if position[1] == partition)
+        return min((*decisions, *waiting), default=None)
+
+    @property
+    def n_open(self) -> int:
+        """Return how many decisions are tracked."""
+        return len(self._tracked)
+
+    def _apply(self, tracked: _Tracked[Payload], event: JoinEvent, now_ms: int) -> list[Joined[Payload]]:
+        reward = tracked.policy.reward(event.event_type, event.value)
+        if reward is None:
+            self.counters["event_not_a_reward"] += 1
+            return []
+        slot = _slot_of(tracked.item_ids, event)
+        if slot is None:
+            self.counters["event_not_in_slate"] += 1
+            return []
+        if not tracked.learnable[slot]:
+            self.counters["event_not_learnable"] += 1
+            return []
+        key = (slot, event.event_type, event.client_id)
+        if key in tracked.seen:
+            self.counters["event_duplicate"] += 1
+            return []
+        tracked.seen.add(key)
+        if tracked.learned[slot]:
+            self.counters["reward_late"] += 1
+            return [self._join(tracked, slot, reward, "late", now_ms)]
+        tracked.rewards.setdefault(slot, []).append(reward)
+        if tracked.policy.learn == "at_close":
+            return []
+        tracked.learned[slot] = True
+        self.counters["slot_reward"] += 1
+        return [self._join(tracked, slot, reward, "reward", now_ms)]
+
+    def _close_negative(self, tracked: _Tracked[Payload], now_ms: int) -> list[Joined[Payload]]:
+        joined = []
+        for slot, learned in enumerate(tracked.learned):
+            if learned:
+                continue
+            rewards = tracked.rewards.get(slot)
+            kind = "reward" if rewards else "default"
+            reward = aggregate(rewards, tracked.policy.aggregation) if rewards else tracked.policy.default
+            tracked.learned[slot] = True
+            self.counters[f"slot_{kind}"] += 1
+            joined.append(self._join(tracked, slot, reward, kind, now_ms))
+        return joined
+
+    def _join(self, tracked: _Tracked[Payload], slot: int, reward: float, kind: str, now_ms: int) -> Joined[Payload]:
+        return Joined(
+            payload=tracked.payload,
+            event_id=tracked.event_id,
+            slot=slot,
+            reward=reward,
+            kind=kind,
+            at_ms=now_ms,
+            delay_ms=now_ms - tracked.position[0],
+        )
+
+    def _forget(self, tracked: _Tracked[Payload]) -> None:
+        for item_id in tracked.item_ids if tracked.user_key else ():
+            key = (tracked.user_key, item_id)
+            self._by_user_item[key].remove(tracked.event_id)
+            if not self._by_user_item[key]:
+                del self._by_user_item[key]
+
+
+def _slot_of(item_ids: Sequence[str], event: JoinEvent) -> int | None:
+    """Return the slot an event is about; slot and item must agree when both are given."""
+    if event.slot is not None:
+        fits = event.slot < len(item_ids) and event.item_id in (None, item_ids[event.slot])
+        return event.slot if fits else None
+    if event.item_id is not None:
+        return item_ids.index(event.item_id) if event.item_id in item_ids else None
+    return 0 if len(item_ids) == 1 else None

@@ -1,0 +1,134 @@
+"""Features as Vowpal Wabbit hashes them: names to indices, namespaces to examples.
+
+Nothing here formats text that VW would parse, so a value such as `tv |A i7` can open no namespace. The hashes are
+VW's own (`--hash strings`), so that an export with the same names trains to the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import cast
+
+import mmh3
+import numpy as np
+import numpy.typing as npt
+from vowpal_wabbit_next import CBLabel, Example, Workspace
+
+UInt32Array = npt.NDArray[np.uint32]
+Float32Array = npt.NDArray[np.float32]
+
+# VW's index of the feature that it adds to every example (`constant` in its sources).
+CONSTANT_INDEX = 11650396
+# The multiplier of VW's hash of a feature pair (FNV-1 prime).
+INTERACTION_PRIME = np.uint32(16777619)
+
+# VW tells namespaces apart by their first letter in `-q`, so each has its own.
+NAMESPACE_LETTERS = {"context": "C", "user": "U", "position": "P", "item": "I", "dynamic": "D"}
+SHARED_NAMESPACES = ("context", "user", "position")
+ACTION_NAMESPACES = ("item", "dynamic")
+
+
+@lru_cache(maxsize=262_144)
+def feature_index(namespace: str, name: str) -> int:
+    """Return VW's 32-bit index of a named feature, before the table mask is applied.
+
+    >>> feature_index("context", "device=tv")
+    3007328952
+    """
+    return mmh3.hash(name, mmh3.hash(NAMESPACE_LETTERS[namespace], 0, signed=False), signed=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The features of one namespace of one example.
+
+    Attributes:
+        names: n feature names, for logs and explanations.
+        indices: uint32 [n], VW's indices before the table mask.
+        values: float32 [n], never 0 (VW drops such features).
+    """
+
+    names: tuple[str, ...]
+    indices: UInt32Array
+    values: Float32Array
+
+
+def encode(namespace: str, features: Mapping[str, float]) -> Encoded:
+    """Hash named features of one namespace; features with value 0 are left out, as VW would.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    kept = {name: value for name, value in features.items() if value != 0.0}
+    values = np.fromiter(kept.values(), dtype=np.float32, count=len(kept))
+    if not np.isfinite(values).all():
+        bad = next(name for name, value in kept.items() if not np.isfinite(np.float32(value)))
+        raise ValueError(f"feature {bad!r} must be finite, got {kept[bad]}")
+    indices = np.fromiter((feature_index(namespace, name) for name in kept), dtype=np.uint32, count=len(kept))
+    return Encoded(names=tuple(kept), indices=indices, values=values)
+
+
+def vw_arguments(interactions: tuple[tuple[str, str], ...], *, learning_rate: float, bits: int) -> list[str]:
+    """Return the command line of the regressor: MTR on costs, no learning-rate decay, named interactions only."""
+    arguments = ["--cb_adf", "--cb_type", "mtr", "--power_t", "0", "-l", repr(learning_rate), "-b", str(bits)]
+    for first, second in interactions:
+        arguments += ["-q", NAMESPACE_LETTERS[first] + NAMESPACE_LETTERS[second]]
+    return [*arguments, "--quiet"]
+
+
+class ExamplePool:
+    """Reused VW examples: one shared and as many actions as were ever asked for at once.
+
+    A fresh `Example` costs more than filling one, and holds about 32 KB; the pool is as large as the largest request.
+    """
+
+    def __init__(self) -> None:
+        self._shared = Example()
+        self._shared.set_label(CBLabel(shared=True))
+        self._actions: list[Example] = []
+
+    def fill_shared(self, shared: Mapping[str, Encoded]) -> Example:
+        """Overwrite and return the shared example; namespaces that are not given are emptied."""
+        for namespace in SHARED_NAMESPACES:
+            _fill(self._shared, namespace, shared.get(namespace))
+        return self._shared
+
+    def fill_action(self, position: int, action: Mapping[str, Encoded], *, label: CBLabel) -> Example:
+        """Overwrite and return the action example at `position`, growing the pool when it is the next one."""
+        if position == len(self._actions):
+            self._actions.append(Example())
+        example = self._actions[position]
+        example.set_label(label)
+        for namespace in ACTION_NAMESPACES:
+            _fill(example, namespace, action.get(namespace))
+        return example
+
+
+def predict_costs(workspace: Workspace[bool], examples: Sequence[Example]) -> list[tuple[int, float]]:
+    """Return (action, cost) pairs, ordered by cost, of one shared example followed by its actions.
+
+    Calls below `Workspace.predict_one`, whose label check of every example doubles the time.
+    """
+    native = [example._example for example in examples]
+    return cast("list[tuple[int, float]]", workspace._workspace.predict_multi_ex_one(native))
+
+
+def predict_then_learn_cost(workspace: Workspace[bool], examples: Sequence[Example]) -> float:
+    """Learn one shared example with its one labelled action and return the cost predicted before."""
+    native = [example._example for example in examples]
+    pairs = cast("list[tuple[int, float]]", workspace._workspace.predict_then_learn_multi_ex_one(native))
+    return pairs[0][1]
+
+
+def _fill(example: Example, namespace: str, encoded: Encoded | None) -> None:
+    # VW's empty groups count as namespaces, so touch only those that hold or held something.
+    letter = ord(NAMESPACE_LETTERS[namespace])
+    if encoded is None or not len(encoded.indices):
+        if letter in example:
+            del example[letter]
+        return
+    group = example[letter]
+    group.truncate_to(0)
+    group.push_many_features(encoded.indices.astype(np.uint64), encoded.values)  # type: ignore[arg-type] # its stub's dtypes are private

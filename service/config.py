@@ -1,0 +1,245 @@
+"""The configuration: `hone.toml`, overridden key by key from the environment. Unknown keys are errors."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from bandit.exploration import Exploration
+from bandit.features import FeatureSchema
+from bandit.policy import ModelSpec
+from bandit.rewards import RewardPolicy
+from bandit.rules import Rule
+
+DEFAULT_PATH = Path(__file__).with_name("hone.toml")
+
+# Short names for the keys that operators set most.
+ENVIRONMENT_ALIASES = {
+    "HONE_REDIS_URL": "HONE_STORE__URL",
+    "HONE_PORT": "HONE_HTTP__PORT",
+    "HONE_HOST": "HONE_HTTP__HOST",
+}
+# Read by other parts: where the file and the download cache are.
+ENVIRONMENT_IGNORED = {"HONE_CONFIG", "HONE_CACHE_DIR"}
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message names the key and where it came from."""
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all sections: immutable, unknown keys refused."""
+
+
+class HttpConfig(Section, frozen=True, kw_only=True):
+    """The API.
+
+    Attributes:
+        host: Address to listen on.
+        port: Port; 0 picks a free one.
+        workers: API worker processes started by `hone serve`.
+        max_body_bytes: Largest request body.
+        max_ndjson_bytes: Largest streamed body of items or users.
+        header_timeout_s: A connection that sent no complete request for so long is closed.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    workers: int = 2
+    max_body_bytes: int = 4_194_304
+    max_ndjson_bytes: int = 268_435_456
+    header_timeout_s: float = 30.0
+
+
+class StoreConfig(Section, frozen=True, kw_only=True):
+    """The store.
+
+    Attributes:
+        url: Redis or Valkey URL; empty starts the embedded Valkey under the data folder.
+        partitions: Journal partitions.
+        timeout_s: Longest wait for one store call in a request.
+        user_state_ttl_s: Recent interactions and sessions expire after this, in seconds.
+        consumed_ttl_s: Consumed items are remembered for this long, in seconds.
+        recent_limit: Recent interactions kept a user.
+        consumed_limit: Consumed items kept a user.
+    """
+
+    url: str = ""
+    partitions: int = 1
+    timeout_s: float = 0.25
+    user_state_ttl_s: int = 86_400
+    consumed_ttl_s: int = 2_592_000
+    recent_limit: int = 10
+    consumed_limit: int = 500
+
+
+class ModelConfig(Section, frozen=True, kw_only=True):
+    """One bandit model.
+
+    Attributes:
+        bits: log2 of the number of weights.
+        learning_rate: VW's `-l`.
+        checkpoint_s: Time between learner checkpoints, in seconds.
+        publish_ms: Longest time that learned weights wait to be published, in milliseconds.
+    """
+
+    bits: int = 20
+    learning_rate: float = 0.02
+    checkpoint_s: float = 10.0
+    publish_ms: int = 50
+
+    def __post_init__(self) -> None:
+        """Refuse table sizes that VW or this machine cannot hold.
+
+        Raises:
+            ValueError: bits is out of range.
+        """
+        if not 10 <= self.bits <= 28:
+            raise ValueError(f"model bits must be in [10, 28], got {self.bits}")
+
+
+class SourceConfig(Section, frozen=True, kw_only=True):
+    """One candidate source of a surface.
+
+    Attributes:
+        name: als (user vector), similar (seed item or last positive interaction), content is not a source of its own,
+            popular, fresh (newest listed) or random (a keyed sample; keeps every item reachable).
+        quota: Candidates it contributes at most before room is shared out.
+    """
+
+    name: Literal["als", "similar", "popular", "fresh", "random"]
+    quota: int
+
+
+class AgeGate(Section, frozen=True, kw_only=True):
+    """Hide what a viewer is too young for.
+
+    Attributes:
+        unknown_item_min_age: Age that an item without rating needs.
+        unknown_user_age: Age that a viewer without birth date is taken to have.
+    """
+
+    unknown_item_min_age: int = 18
+    unknown_user_age: int = 18
+
+
+class SurfaceConfig(Section, frozen=True, kw_only=True):
+    """One place where recommendations are shown.
+
+    Attributes:
+        model: Name of its model under `[models]`.
+        sources: Candidate sources, the earlier wins a duplicate.
+        n_candidates: Candidates after blending.
+        max_n: Largest slate a caller may ask for.
+        seen: What happens to consumed items: `drop` or `keep`.
+        age_gate: Missing switches it off.
+        exploration: Policy parameters.
+        rules: In order of importance; the last gives way first.
+        reward: How events become reward.
+        deadline_ms: Every request is answered inside it.
+    """
+
+    model: str = "default"
+    sources: list[SourceConfig] = []
+    n_candidates: int = 300
+    max_n: int = 100
+    seen: Literal["drop", "keep"] = "drop"
+    age_gate: AgeGate | None = None
+    exploration: Exploration = msgspec.field(default_factory=Exploration)
+    rules: list[Rule] = []
+    reward: RewardPolicy = msgspec.field(default_factory=RewardPolicy)
+    deadline_ms: int = 1_000
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """The whole configuration.
+
+    Attributes:
+        data_dir: Folder of everything that Hone writes.
+        salt: Secret of the randomness and of user keys; the default is made at first start and kept in the data folder.
+        http: The API.
+        store: The store.
+        features: The feature schema, shared by all models.
+        models: Bandit models by name.
+        surfaces: Surfaces by name.
+    """
+
+    data_dir: str = "var"
+    salt: str = ""
+    http: HttpConfig = msgspec.field(default_factory=HttpConfig)
+    store: StoreConfig = msgspec.field(default_factory=StoreConfig)
+    features: FeatureSchema = msgspec.field(default_factory=FeatureSchema)
+    models: dict[str, ModelConfig] = {}
+    surfaces: dict[str, SurfaceConfig] = {}
+
+    def __post_init__(self) -> None:
+        """Check what spans sections.
+
+        Raises:
+            ValueError: a surface names a model that is not declared.
+        """
+        for name, surface in self.surfaces.items():
+            if surface.model not in self.models:
+                raise ValueError(f"surface {name!r} names model {surface.model!r}, declared are {sorted(self.models)}")
+
+    @property
+    def data_path(self) -> Path:
+        """Return the data folder."""
+        return Path(self.data_dir)
+
+    @property
+    def version(self) -> str:
+        """12 hexadecimal digits of what decides a slate: features, models and surfaces."""
+        canonical = msgspec.json.encode((self.features, self.models, self.surfaces), order="deterministic")
+        return blake2b(canonical, digest_size=6).hexdigest()
+
+    def model_spec(self, name: str) -> ModelSpec:
+        """Return the scoring and learning shape of a model."""
+        model = self.models[name]
+        return ModelSpec(
+            bits=model.bits,
+            learning_rate=model.learning_rate,
+            interactions=tuple(self.features.interactions),
+            schema_version=self.features.version,
+        )
+
+
+def load_config(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Config:
+    """Read the file (the shipped demo configuration when None) and lay the environment over it.
+
+    `HONE_HTTP__PORT=9000` sets `http.port`, `HONE_SURFACES__HOME__EXPLORATION__RATE=0.2` sets a surface's rate.
+
+    Raises:
+        ConfigError: the file is missing or malformed, or a key is unknown or out of range.
+    """
+    source = path or DEFAULT_PATH
+    try:
+        tree = tomllib.loads(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {source}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not TOML: {error}") from error
+    overridden = []
+    for name, text in sorted((environment or {}).items()):
+        if name.startswith("HONE_") and name not in ENVIRONMENT_IGNORED:
+            full = ENVIRONMENT_ALIASES.get(name, name)
+            _override(tree, full.removeprefix("HONE_").lower().split("__"), text)
+            overridden.append(name)
+    try:
+        return msgspec.convert(tree, Config, strict=not overridden)
+    except msgspec.ValidationError as error:
+        origin = f"{source}" + (f" with {', '.join(overridden)}" if overridden else "")
+        raise ConfigError(f"{origin}: {error}") from error
+
+
+def _override(tree: dict[str, Any], keys: list[str], text: str) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"HONE_{'__'.join(keys).upper()}: {key!r} is not a section")
+    tree[keys[-1]] = text

@@ -1,0 +1,372 @@
+"""Every stored type, version 1: journal entries, streams, state, snapshot, checkpoint.
+
+Stored values are msgpack of these structs. A field is only ever added, with a default; anything else is a new version
+with its own golden file under `tests/golden`. Wire types (HTTP bodies) are in `service.wire`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from bandit.exploration import Exploration
+from bandit.rules import Rule
+from retrieval.items import Item
+
+
+class Stored(msgspec.Struct, frozen=True, kw_only=True):
+    """What every stored message has.
+
+    Attributes:
+        v: Schema version of the message.
+    """
+
+    v: int = 1
+
+
+# --- journal -------------------------------------------------------------------------------------------------------
+
+
+class Versions(msgspec.Struct, frozen=True, kw_only=True):
+    """The one tuple of versions that a request used.
+
+    Attributes:
+        model: Published model version.
+        index: Version of the embeddings and indexes.
+        catalogue: Position in `hone:items`.
+        config: Digest of the effective surface configuration.
+        schema: Version of the feature schema.
+        item_stats: Position in `hone:itemstats`.
+        salt: Version of the randomness salt.
+        numerics: Fingerprint of numpy, BLAS and SIMD level; propensities are bit-equal within one.
+    """
+
+    model: int
+    index: str
+    catalogue: str
+    config: str
+    schema: str
+    item_stats: str
+    salt: int
+    numerics: str
+
+
+class CandidateList(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole ordered candidate list, packed little-endian; n is the number of ids.
+
+    Attributes:
+        ids: In UTF-8 byte order.
+        scores: float32 [n].
+        sources: uint8 [n], positions in `source_names`.
+        source_names: Names of the sources.
+        columns: What rules read, by name: numpy dtype string and bytes.
+    """
+
+    ids: list[str]
+    scores: bytes
+    sources: bytes
+    source_names: list[str]
+    columns: dict[str, tuple[str, bytes]]
+
+
+class SlotRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One placed item.
+
+    Attributes:
+        item_id: What was shown.
+        action: Its position in the candidate list.
+        propensity: Conditional probability of it in this slot given the slots before; float64.
+        uniform: The number that was drawn.
+        cumulative_before: Cumulative probability of the feasible actions before it.
+        n_feasible: How many actions the slot could hold.
+        greedy_action: First of the best actions, in id order.
+        n_greedy: How many actions tied for best.
+        explore_propensity: Probability that the slot was not given to a best action.
+        is_discovery: Whether the discovery pool filled it.
+        branch: Part of the mixture the uniform fell into; a diagnostic.
+        reason: greedy, explore, discovery, sponsored or pinned.
+        boost: Boost in the score.
+        gave_way: Rules relaxed for this slot.
+        features: The item's features as served, by namespace and name.
+    """
+
+    item_id: str
+    action: int
+    propensity: float
+    uniform: float
+    cumulative_before: float
+    n_feasible: int
+    greedy_action: int
+    n_greedy: int
+    explore_propensity: float
+    is_discovery: bool
+    branch: str
+    reason: str
+    boost: float
+    gave_way: list[str]
+    features: dict[str, dict[str, float]]
+
+
+class Decision(Stored, frozen=True, kw_only=True, tag_field="type", tag="decision"):
+    """Everything about one answered recommendation; an audit needs nothing else.
+
+    Attributes:
+        event_id: Names the decision.
+        decided_at_unix_ms: Worker's clock when the request was accepted.
+        surface: Surface name.
+        model: Model name.
+        user_id: None for anonymous; left out of the archive.
+        user_key: Keyed BLAKE2b of the user id, hexadecimal; empty for anonymous.
+        digest: BLAKE2b of the request, to tell a retry from a clash of event ids.
+        context: Context as sent.
+        features: Shared features as served, by namespace and name.
+        versions: What it was decided with.
+        exploration: Policy parameters.
+        rules: Rules in declared order.
+        discovery_positions: Slots reserved for discovery.
+        discovery_probability: Probability of exactly these positions.
+        candidates: The candidate list.
+        slots: What was placed, in order.
+        n_requested: Slots asked for.
+        degraded: Parts that were left out.
+        latency_ms: Time by stage.
+    """
+
+    event_id: str
+    decided_at_unix_ms: int
+    surface: str
+    model: str
+    user_id: str | None
+    user_key: str
+    digest: str
+    context: dict[str, Any]
+    features: dict[str, dict[str, float]]
+    versions: Versions
+    exploration: Exploration
+    rules: list[Rule]
+    discovery_positions: list[int]
+    discovery_probability: float
+    candidates: CandidateList
+    slots: list[SlotRecord]
+    n_requested: int
+    degraded: list[str]
+    latency_ms: dict[str, float]
+
+
+class Event(Stored, frozen=True, kw_only=True, tag_field="type", tag="event"):
+    """Something that happened, as accepted.
+
+    Attributes:
+        accepted_at_unix_ms: Worker's clock at acceptance; the journal position orders events.
+        client_id: The caller's id of the event, for deduplication; made from the body when absent.
+        event_type: `click`, `view`, ... or `reward` for the plain form.
+        event_id: The decision it belongs to; None is resolved by user and item.
+        user_id: Left out of the archive.
+        user_key: Keyed BLAKE2b of the user id; empty when unknown.
+        item_id: The item; None when the slot says it.
+        slot: The slot; None when the item says it.
+        value: Magnitude of the event.
+        client_unix_ms: The caller's clock, kept and never used as time.
+    """
+
+    accepted_at_unix_ms: int
+    client_id: str
+    event_type: str
+    event_id: str | None
+    user_id: str | None
+    user_key: str
+    item_id: str | None
+    slot: int | None
+    value: float
+    client_unix_ms: int | None
+
+
+class Heartbeat(Stored, frozen=True, kw_only=True, tag_field="type", tag="heartbeat"):
+    """Moves journal time while nothing else happens, so that windows close."""
+
+    at_unix_ms: int
+
+
+class ConfigChange(Stored, frozen=True, kw_only=True, tag_field="type", tag="config"):
+    """A change of live configuration, for the audit and for replay."""
+
+    at_unix_ms: int
+    key: str
+    old: Any
+    new: Any
+    author: str
+    reason: str
+
+
+JournalEntry = Decision | Event | Heartbeat | ConfigChange
+
+# --- streams that every worker follows -----------------------------------------------------------------------------
+
+
+class ItemUpsert(Stored, frozen=True, kw_only=True, tag_field="type", tag="upsert"):
+    """An item was put; the whole item, so that applying it twice changes nothing."""
+
+    item: Item
+
+
+class ItemDelete(Stored, frozen=True, kw_only=True, tag_field="type", tag="delete"):
+    """An item was deleted."""
+
+    item_id: str
+
+
+ItemChange = ItemUpsert | ItemDelete
+
+
+class ItemStats(Stored, frozen=True, kw_only=True):
+    """Decayed counts of some items; one writer."""
+
+    at_unix_ms: int
+    item_ids: list[str]
+    n_impressions: bytes
+    n_rewards: bytes
+
+
+class WeightDelta(Stored, frozen=True, kw_only=True):
+    """Changed weights of one model.
+
+    Attributes:
+        epoch: Fencing epoch of the learner that wrote it.
+        base_version: Version it applies to; a gap makes the reader load the snapshot.
+        version: Version after it.
+        indices: uint32 [m] table positions.
+        values: float32 [m] new values (not differences, so applying twice changes nothing).
+    """
+
+    epoch: int
+    base_version: int
+    version: int
+    indices: bytes
+    values: bytes
+
+
+class ConfigOverride(Stored, frozen=True, kw_only=True):
+    """A live override of one configuration key; None removes it."""
+
+    key: str
+    value: Any
+    author: str
+    at_unix_ms: int
+
+
+# --- state ----------------------------------------------------------------------------------------------------------
+
+
+class UserProfile(Stored, frozen=True, kw_only=True):
+    """Attributes of a user.
+
+    Attributes:
+        birth_date: ISO date; the age gate reads it.
+        country: ISO 3166 code; the region gate reads it.
+        attributes: Anything else that features read.
+    """
+
+    birth_date: str | None = None
+    country: str | None = None
+    attributes: dict[str, str | float | bool | list[str]] = {}
+
+
+class Interaction(Stored, frozen=True, kw_only=True):
+    """One recent event of a user about an item.
+
+    Attributes:
+        item_id: The item.
+        event_type: What happened.
+        reward: What it was worth; None for an event that is no reward.
+        at_unix_ms: Accept time.
+        client_id: For deduplication: the same event writes the same member.
+    """
+
+    item_id: str
+    event_type: str
+    reward: float | None
+    at_unix_ms: int
+    client_id: str
+
+
+class ModelSnapshot(Stored, frozen=True, kw_only=True):
+    """A whole published model.
+
+    Attributes:
+        epoch: Fencing epoch of the writer.
+        version: Model version.
+        stream_id: Position in the weight stream that the snapshot includes.
+        schema_version: Feature schema it was trained on.
+        bits: log2 of the table size.
+        arguments: VW command line.
+        indices: uint32 [m] positions of weights that are not zero.
+        values: float32 [m].
+    """
+
+    epoch: int
+    version: int
+    stream_id: str
+    schema_version: str
+    bits: int
+    arguments: list[str]
+    indices: bytes
+    values: bytes
+
+
+class Checkpoint(Stored, frozen=True, kw_only=True):
+    """All that a learner needs to go on as if it had never stopped.
+
+    Attributes:
+        epoch: Fencing epoch of the writer.
+        model_version: Last version published.
+        schema_version: Feature schema of the workspace.
+        positions: Last journal id applied, by partition.
+        oldest_open: Journal id from which joins are rebuilt, by partition.
+        workspace: Serialised VW workspace.
+        n_learned: Outcomes learned.
+        loss_sum: Sum of progressive squared losses.
+        counters: Outcomes and events by reason.
+    """
+
+    epoch: int
+    model_version: int
+    schema_version: str
+    positions: dict[str, str]
+    oldest_open: dict[str, str]
+    workspace: bytes
+    n_learned: int
+    loss_sum: float
+    counters: dict[str, int]
+
+
+class Outcome(Stored, frozen=True, kw_only=True):
+    """What became of one slot; a row of the archive.
+
+    Attributes:
+        event_id: The decision.
+        slot: The slot.
+        item_id: What was shown there.
+        reward: The reward.
+        kind: reward (learned from an event), default (window closed without one) or late (counted, not learned).
+        at_unix_ms: Journal time of the event or of the closing.
+        delay_ms: Journal time since the decision.
+    """
+
+    event_id: str
+    slot: int
+    item_id: str
+    reward: float
+    kind: str
+    at_unix_ms: int
+    delay_ms: int
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+journal_decoder: msgspec.msgpack.Decoder[JournalEntry] = msgspec.msgpack.Decoder(JournalEntry)
+item_change_decoder: msgspec.msgpack.Decoder[ItemChange] = msgspec.msgpack.Decoder(ItemChange)
+
+
+def encode(message: Stored) -> bytes:
+    """Return the stored form of a message."""
+    return _ENCODER.encode(message)
