@@ -1,0 +1,351 @@
+"""Write and read index bundles: the one place of retrieval that touches disk.
+
+A bundle is a folder `<root>/<version>/` that never changes once it is there; `<root>/current` names the one to serve.
+Files are written to a temporary folder, synced, renamed; a crash leaves the old state or the new one. A reader
+verifies every checksum before hnswlib sees a byte: damaged graph files crash the process that loads them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import hmac
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import msgspec
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from retrieval.embeddings import Embeddings
+from retrieval.index import HnswConfig, HnswIndex
+from retrieval.vectors import Metric
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+CURRENT = "current"
+KEPT_BUNDLES = 3
+INDEX_METRICS: dict[str, Metric] = {"als": "ip", "similar": "cosine"}
+
+_ARRAYS = ("item_vectors", "n_interactions", "user_vectors", "gram", "content_map")
+_ID_LISTS = ("item_ids", "user_ids")
+_VERSION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+
+class BundleError(Exception):
+    """A bundle is missing, damaged, of another schema, or not signed with the given key."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bundle:
+    """A verified bundle, loaded.
+
+    Attributes:
+        version: Its name.
+        embeddings: Arrays mapped from the files, shared between the processes of a machine and read-only.
+        als: Inner products over the item vectors; labels are positions in `embeddings.item_ids`.
+        similar: Cosines over the item vectors; the same labels.
+    """
+
+    version: str
+    embeddings: Embeddings
+    als: HnswIndex
+    similar: HnswIndex
+
+
+def write_bundle(
+    root: Path,
+    embeddings: Embeddings,
+    *,
+    version: str,
+    hmac_key: bytes | None,
+    config: HnswConfig | None = None,
+    keep: int = KEPT_BUNDLES,
+) -> Path:
+    """Build both indexes, write the bundle, make it current and prune old ones.
+
+    Args:
+        root: Folder of the bundles; made when missing.
+        embeddings: What to serve.
+        version: Name of the new folder; one that is there already is replaced.
+        hmac_key: Signs the manifest; None leaves it unsigned.
+        config: Graph parameters of both indexes.
+        keep: Bundles to keep, the new one included.
+
+    Returns:
+        The folder of the bundle.
+
+    Raises:
+        BundleError: the version is not a plain name.
+    """
+    _check_version(version)
+    root.mkdir(parents=True, exist_ok=True)
+    config = config or HnswConfig()
+    with _locked(root):
+        for leftover in root.glob(".new-*"):
+            shutil.rmtree(leftover)
+        folder = root / f".new-{version}"
+        folder.mkdir()
+        bounds = _write_files(folder, embeddings, config)
+        names = sorted(path.name for path in folder.iterdir())
+        manifest: dict[str, Any] = {
+            "schema": SCHEMA_VERSION,
+            "version": version,
+            "n_items": len(embeddings.item_ids),
+            "n_users": len(embeddings.user_ids),
+            "dimension": embeddings.dimension,
+            "alpha0": embeddings.alpha0,
+            "regularization": embeddings.regularization,
+            "norm_bounds": bounds,
+            "files": {name: _digest(folder / name) for name in names},
+        }
+        _write(folder / MANIFEST, lambda file: file.write(seal(manifest, hmac_key)))
+        for name in names:
+            _sync(folder / name)
+        _sync(folder)
+        final = root / version
+        if final.exists():
+            shutil.rmtree(final)
+        folder.rename(final)
+        _sync(root)
+        set_current(root, version)
+        prune(root, keep=keep)
+    return final
+
+
+def load_bundle(
+    root: Path, version: str | None = None, *, hmac_key: bytes | None = None, config: HnswConfig | None = None
+) -> Bundle:
+    """Verify a bundle and load it.
+
+    Args:
+        root: Folder of the bundles.
+        version: Which one; None is the current one.
+        hmac_key: Key of the signature; with a key an unsigned bundle is refused, without one none is checked.
+        config: Search parameters of both indexes.
+
+    Returns:
+        The bundle.
+
+    Raises:
+        BundleError: something is missing, damaged, of another schema or wrongly signed.
+    """
+    version = current_version(root) if version is None else _check_version(version)
+    folder = root / version
+    manifest = _read_manifest(folder, version, hmac_key)
+    expected = {f"{name}.npy" for name in _ARRAYS} | {f"{name}.msgpack" for name in _ID_LISTS}
+    expected |= {f"{name}.hnsw" for name in INDEX_METRICS}
+    if set(manifest["files"]) != expected:
+        raise BundleError(f"bundle {version} must list {sorted(expected)}, got {sorted(manifest['files'])}")
+    for name, digest in manifest["files"].items():
+        try:
+            found = _digest(folder / name)
+        except OSError as error:
+            raise BundleError(f"bundle {version} lacks {name}: {error.strerror}") from error
+        if found != digest:
+            raise BundleError(f"bundle {version} is damaged: {name} must have sha256 {digest}, got {found}")
+    try:
+        return _load_files(folder, manifest, config)
+    except (ValueError, OSError, RuntimeError, msgspec.MsgspecError) as error:
+        raise BundleError(f"bundle {version} does not fit together: {error}") from error
+
+
+def current_version(root: Path) -> str:
+    """Read which bundle is current.
+
+    Raises:
+        BundleError: none is, or the file does not name one.
+    """
+    try:
+        return _check_version((root / CURRENT).read_text(encoding="utf-8").strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"no current bundle in {root}: {error}") from error
+
+
+def set_current(root: Path, version: str) -> None:
+    """Make a bundle the current one, atomically."""
+    _check_version(version)
+    replacement = root / f".{CURRENT}.new"
+    _write(replacement, lambda file: file.write(f"{version}\n".encode()))
+    replacement.replace(root / CURRENT)
+    _sync(root)
+
+
+def prune(root: Path, *, keep: int = KEPT_BUNDLES) -> list[str]:
+    """Remove all but the newest bundles; the current one always stays. Returns the versions removed.
+
+    A process that has a removed bundle loaded keeps its mapped files until it lets go of them.
+    """
+    found = [path.parent for path in root.glob(f"*/{MANIFEST}") if _VERSION.fullmatch(path.parent.name)]
+    newest_first = sorted(found, key=lambda path: ((path / MANIFEST).stat().st_mtime_ns, path.name), reverse=True)
+    current = current_version(root) if (root / CURRENT).exists() else None
+    kept = [path for path in newest_first if path.name == current]
+    kept += [path for path in newest_first if path.name != current][: max(keep - len(kept), 0)]
+    removed = [path for path in newest_first if path not in kept]
+    for path in removed:
+        shutil.rmtree(path)
+    return [path.name for path in removed]
+
+
+def write_embeddings(path: Path, embeddings: Embeddings) -> None:
+    """Write embeddings to one npz file, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scalars = np.asarray([embeddings.alpha0, embeddings.regularization])
+    ids = {name: np.frombuffer(msgspec.msgpack.encode(getattr(embeddings, name)), np.uint8) for name in _ID_LISTS}
+    arrays = {name: getattr(embeddings, name) for name in _ARRAYS}
+    replacement = path.with_name(f".{path.name}.new")
+    _write(replacement, lambda file: np.savez(file, allow_pickle=False, fold_in=scalars, **ids, **arrays))
+    replacement.replace(path)
+    _sync(path.parent)
+
+
+def read_embeddings(path: Path) -> Embeddings:
+    """Read what `write_embeddings` wrote.
+
+    Raises:
+        BundleError: the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            ids = {name: msgspec.msgpack.decode(file[name].tobytes(), type=list[str]) for name in _ID_LISTS}
+            alpha0, regularization = (float(value) for value in file["fold_in"])
+            arrays = {name: file[name] for name in _ARRAYS}
+        return _embeddings(ids, arrays, alpha0=alpha0, regularization=regularization)
+    except Exception as error:  # a damaged zip raises many types
+        raise BundleError(f"embeddings file {path} cannot be read: {error}") from error
+
+
+def seal(manifest: dict[str, Any], hmac_key: bytes | None) -> bytes:
+    """Encode a manifest with its signature (when a key is given) and the checksum of both."""
+    sealed = dict(manifest)
+    if hmac_key is not None:
+        sealed["hmac"] = hmac.new(hmac_key, _encode(manifest), hashlib.sha256).hexdigest()
+    sealed["sha256"] = hashlib.sha256(_encode(sealed)).hexdigest()
+    return _encode(sealed)
+
+
+def _read_manifest(folder: Path, version: str, hmac_key: bytes | None) -> dict[str, Any]:
+    try:
+        content = (folder / MANIFEST).read_bytes()
+        manifest = orjson.loads(content)
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise BundleError(f"bundle {version} has no readable manifest: {error}") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise BundleError(f"bundle {version} is damaged: its manifest lists no files")
+    checksum, signature = manifest.pop("sha256", None), manifest.get("hmac")
+    if content != _encode({**manifest, "sha256": hashlib.sha256(_encode(manifest)).hexdigest()}):
+        raise BundleError(f"bundle {version} is damaged: its manifest does not have its checksum {checksum}")
+    manifest.pop("hmac", None)
+    if hmac_key is not None:
+        wanted = hmac.new(hmac_key, _encode(manifest), hashlib.sha256).hexdigest()
+        if not isinstance(signature, str) or not hmac.compare_digest(signature, wanted):
+            raise BundleError(f"bundle {version} is {'wrongly' if signature else 'not'} signed with the given key")
+    if manifest.get("schema") != SCHEMA_VERSION or manifest.get("version") != version:
+        raise BundleError(
+            f"bundle must be version {version} of schema {SCHEMA_VERSION},"
+            f" got version {manifest.get('version')} of schema {manifest.get('schema')}"
+        )
+    return cast("dict[str, Any]", manifest)
+
+
+def _write_files(folder: Path, embeddings: Embeddings, config: HnswConfig) -> dict[str, float]:
+    for name in _ARRAYS:
+        _write(folder / f"{name}.npy", partial(_save_array, array=getattr(embeddings, name)))
+    for name in _ID_LISTS:
+        (folder / f"{name}.msgpack").write_bytes(msgspec.msgpack.encode(getattr(embeddings, name)))
+    bounds = {}
+    for name, metric in INDEX_METRICS.items():
+        index = HnswIndex.build(embeddings.item_vectors, metric=metric, config=config)
+        index.save(folder / f"{name}.hnsw")
+        bounds[name] = index.norm_bound
+    return bounds
+
+
+def _load_files(folder: Path, manifest: dict[str, Any], config: HnswConfig | None) -> Bundle:
+    ids = {
+        name: msgspec.msgpack.decode((folder / f"{name}.msgpack").read_bytes(), type=list[str]) for name in _ID_LISTS
+    }
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
+    embeddings = _embeddings(ids, arrays, alpha0=manifest["alpha0"], regularization=manifest["regularization"])
+    counts = {"n_items": len(embeddings.item_ids), "n_users": len(embeddings.user_ids)}
+    for name, count in counts.items():
+        if manifest[name] != count:
+            raise ValueError(f"{name} must be {manifest[name]}, got {count}")
+    indexes = {
+        name: HnswIndex.load(
+            folder / f"{name}.hnsw",
+            dimension=manifest["dimension"],
+            n=manifest["n_items"],
+            metric=metric,
+            norm_bound=manifest["norm_bounds"][name],
+            config=config,
+        )
+        for name, metric in INDEX_METRICS.items()
+    }
+    return Bundle(manifest["version"], embeddings, indexes["als"], indexes["similar"])
+
+
+def _embeddings(
+    ids: dict[str, list[str]], arrays: dict[str, NDArray[Any]], *, alpha0: float, regularization: float
+) -> Embeddings:
+    return Embeddings(
+        item_ids=ids["item_ids"],
+        item_vectors=arrays["item_vectors"],
+        n_interactions=arrays["n_interactions"],
+        user_ids=ids["user_ids"],
+        user_vectors=arrays["user_vectors"],
+        gram=arrays["gram"],
+        content_map=arrays["content_map"],
+        alpha0=alpha0,
+        regularization=regularization,
+    )
+
+
+def _check_version(version: str) -> str:
+    if not _VERSION.fullmatch(version):
+        raise BundleError(f"bundle version must be letters, digits, '_', '.', '-', got {version!r}")
+    return version
+
+
+def _encode(manifest: dict[str, Any]) -> bytes:
+    return orjson.dumps(manifest, option=orjson.OPT_SORT_KEYS)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _save_array(file: BinaryIO, array: NDArray[Any]) -> None:
+    np.save(file, array, allow_pickle=False)
+
+
+def _write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    with path.open("wb") as file:
+        fill(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Hold the lock of a bundle root: one writer at a time, so that leftovers are nobody's work in progress."""
+    with (root / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
