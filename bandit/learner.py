@@ -10,7 +10,7 @@ import numpy.typing as npt
 from vowpal_wabbit_next import CBLabel, Workspace
 
 from bandit.policy import ModelSpec, touched_weights
-from bandit.vw_format import Encoded, ExamplePool, Float32Array, UInt32Array, predict_then_learn_cost
+from bandit.vw_format import Encoded, ExamplePool, Float32Array, UInt32Array, VwWorkspace, predict_then_learn_cost
 
 # Online importance weights are at most 1 / this.
 MIN_LEARNING_PROPENSITY = 0.05
@@ -44,7 +44,7 @@ class Learner:
         """
         self.spec = spec
         self._pool = ExamplePool()
-        self._workspace: Workspace[bool] = (
+        self._workspace: VwWorkspace = (
             Workspace(spec.arguments()) if model_bytes is None else Workspace(model_data=model_bytes)
         )
         shape = self._workspace.weights().shape

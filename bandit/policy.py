@@ -22,6 +22,7 @@ from bandit.vw_format import (
     ExamplePool,
     Float32Array,
     UInt32Array,
+    VwWorkspace,
     predict_costs,
     vw_arguments,
 )
@@ -125,7 +126,7 @@ class VwReference:
     """The same scores from VW's own evaluation of the same weights."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        self._workspace: Workspace[bool] = Workspace(spec.arguments())
+        self._workspace: VwWorkspace = Workspace(spec.arguments())
         self._pool = ExamplePool()
 
     def score(

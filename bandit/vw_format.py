@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast
+from typing import Literal, cast
 
 import mmh3
 import numpy as np
 import numpy.typing as npt
 from vowpal_wabbit_next import CBLabel, Example, Workspace
 
+VwWorkspace = Workspace[Literal[False]]
 UInt32Array = npt.NDArray[np.uint32]
 Float32Array = npt.NDArray[np.float32]
 
@@ -106,7 +107,7 @@ class ExamplePool:
         return example
 
 
-def predict_costs(workspace: Workspace[bool], examples: Sequence[Example]) -> list[tuple[int, float]]:
+def predict_costs(workspace: VwWorkspace, examples: Sequence[Example]) -> list[tuple[int, float]]:
     """Return (action, cost) pairs, ordered by cost, of one shared example followed by its actions.
 
     Calls below `Workspace.predict_one`, whose label check of every example doubles the time.
@@ -115,7 +116,7 @@ def predict_costs(workspace: Workspace[bool], examples: Sequence[Example]) -> li
     return cast("list[tuple[int, float]]", workspace._workspace.predict_multi_ex_one(native))
 
 
-def predict_then_learn_cost(workspace: Workspace[bool], examples: Sequence[Example]) -> float:
+def predict_then_learn_cost(workspace: VwWorkspace, examples: Sequence[Example]) -> float:
     """Learn one shared example with its one labelled action and return the cost predicted before."""
     native = [example._example for example in examples]
     pairs = cast("list[tuple[int, float]]", workspace._workspace.predict_then_learn_multi_ex_one(native))

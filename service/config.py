@@ -85,13 +85,11 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         bits: log2 of the number of weights.
         learning_rate: VW's `-l`.
         checkpoint_s: Time between learner checkpoints, in seconds.
-        publish_ms: Longest time that learned weights wait to be published, in milliseconds.
     """
 
     bits: int = 20
     learning_rate: float = 0.02
     checkpoint_s: float = 10.0
-    publish_ms: int = 50
 
     def __post_init__(self) -> None:
         """Refuse table sizes that VW or this machine cannot hold.
@@ -101,6 +99,20 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         """
         if not 10 <= self.bits <= 28:
             raise ValueError(f"model bits must be in [10, 28], got {self.bits}")
+
+
+class ArchiveConfig(Section, frozen=True, kw_only=True):
+    """The archive.
+
+    Attributes:
+        flush_s: Longest time that an entry waits to be archived, in seconds.
+        flush_entries: Entries that are archived at once, at the most.
+        journal_keep_s: Entries stay in the journal for this long, in seconds, even when learned and archived.
+    """
+
+    flush_s: float = 10.0
+    flush_entries: int = 5_000
+    journal_keep_s: float = 900.0
 
 
 class SourceConfig(Section, frozen=True, kw_only=True):
@@ -164,6 +176,7 @@ class Config(Section, frozen=True, kw_only=True):
         salt: Secret of the randomness and of user keys; the default is made at first start and kept in the data folder.
         http: The API.
         store: The store.
+        archive: The archive.
         features: The feature schema, shared by all models.
         models: Bandit models by name.
         surfaces: Surfaces by name.
@@ -173,6 +186,7 @@ class Config(Section, frozen=True, kw_only=True):
     salt: str = ""
     http: HttpConfig = msgspec.field(default_factory=HttpConfig)
     store: StoreConfig = msgspec.field(default_factory=StoreConfig)
+    archive: ArchiveConfig = msgspec.field(default_factory=ArchiveConfig)
     features: FeatureSchema = msgspec.field(default_factory=FeatureSchema)
     models: dict[str, ModelConfig] = {}
     surfaces: dict[str, SurfaceConfig] = {}

@@ -258,6 +258,22 @@ class ConfigOverride(Stored, frozen=True, kw_only=True):
 # --- state ----------------------------------------------------------------------------------------------------------
 
 
+class DecisionSummary(Stored, frozen=True, kw_only=True):
+    """What is kept under an event id for as long as it can be asked for.
+
+    Attributes:
+        digest: BLAKE2b of the request, to tell a retry from a clash of event ids.
+        surface: Surface name.
+        user_id: None for anonymous.
+        item_ids: The slate.
+    """
+
+    digest: str
+    surface: str
+    user_id: str | None
+    item_ids: list[str]
+
+
 class UserProfile(Stored, frozen=True, kw_only=True):
     """Attributes of a user.
 
@@ -363,6 +379,7 @@ class Outcome(Stored, frozen=True, kw_only=True):
 
 
 _ENCODER = msgspec.msgpack.Encoder()
+summary_decoder: msgspec.msgpack.Decoder[DecisionSummary] = msgspec.msgpack.Decoder(DecisionSummary)
 journal_decoder: msgspec.msgpack.Decoder[JournalEntry] = msgspec.msgpack.Decoder(JournalEntry)
 item_change_decoder: msgspec.msgpack.Decoder[ItemChange] = msgspec.msgpack.Decoder(ItemChange)
 

@@ -1,0 +1,305 @@
+"""The ports on Redis 7+ or Valkey 8+: streams, hashes and four small scripts, each within one cluster slot."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from hashlib import blake2b
+from typing import Any, cast
+
+import msgspec
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from service.config import StoreConfig
+from service.errors import Fenced, StoreUnavailable
+from service.messages import Interaction, UserProfile, encode, summary_decoder
+from service.ports import Claim, Entry, Shipment, UserState
+
+# Claim an event id and append its decision in one step; answers the claim that holds.
+# KEYS: decision key, journal. ARGV: entry, summary, ttl ms.
+_SHIP = """
+local held = redis.call('HMGET', KEYS[1], 'id', 'summary')
+if held[1] then return {held[1], held[2], 0} end
+local id = redis.call('XADD', KEYS[2], '*', 'e', ARGV[1])
+redis.call('HSET', KEYS[1], 'id', id, 'summary', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return {id, ARGV[2], 1}
+"""
+# KEYS: epoch, target. ARGV: epoch, value.
+_FENCED_SET = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
+redis.call('SET', KEYS[2], ARGV[2])
+return 'OK'
+"""
+_FENCED_ADD = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
+return redis.call('XADD', KEYS[2], '*', 'e', ARGV[2])
+"""
+# A missing stream has no last id; '0-0' then reads it whole.
+_FENCED_SNAPSHOT = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
+redis.call('SET', KEYS[2], ARGV[2])
+redis.call('XTRIM', KEYS[3], 'MINID', ARGV[3])
+return 'OK'
+"""
+
+_profile_decoder = msgspec.msgpack.Decoder(UserProfile)
+_interaction_decoder = msgspec.msgpack.Decoder(Interaction)
+
+
+def connect(url: str, *, timeout_s: float | None) -> Redis:
+    """Return a client without retries of its own: a write that timed out may have happened.
+
+    Args:
+        url: Redis URL.
+        timeout_s: Longest wait for an answer; None for blocking reads.
+    """
+    return Redis.from_url(
+        url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s or 5.0, retry=Retry(NoBackoff(), 0)
+    )
+
+
+@asynccontextmanager
+async def _store_errors() -> AsyncIterator[None]:
+    try:
+        yield
+    except ResponseError as error:
+        if "FENCED" in str(error):
+            raise Fenced("a newer learner has taken over") from error
+        raise StoreUnavailable(str(error)) from error
+    except (RedisError, OSError) as error:
+        raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+
+
+class RedisJournal:
+    """`Journal` on streams `hone:{p}:journal`."""
+
+    def __init__(self, client: Redis, *, n_partitions: int) -> None:
+        self._client = client
+        self.n_partitions = n_partitions
+        self._ship_sha: str | None = None
+
+    def partition_of(self, event_id: str) -> int:
+        """Return blake2b(event_id) mod P."""
+        return int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest(), "little") % self.n_partitions
+
+    async def ship(self, shipments: Sequence[Shipment]) -> list[Claim]:
+        """Claim and append in one pipelined round trip."""
+        async with _store_errors():
+            try:
+                return await self._ship(shipments)
+            except NoScriptError:
+                # The server restarted and forgot its scripts; nothing of the pipeline was executed.
+                self._ship_sha = None
+                return await self._ship(shipments)
+
+    async def _ship(self, shipments: Sequence[Shipment]) -> list[Claim]:
+        if self._ship_sha is None:
+            self._ship_sha = await self._client.script_load(_SHIP)
+        pipeline = self._client.pipeline(transaction=False)
+        for shipment in shipments:
+            partition = self.partition_of(shipment.event_id)
+            keys = (_decision_key(partition, shipment.event_id), _journal_key(partition))
+            pipeline.evalsha(self._ship_sha, 2, *keys, shipment.entry, shipment.summary, str(shipment.ttl_ms))
+        answers = await pipeline.execute()
+        return [_claim(journal_id, summary, is_new=bool(is_new)) for journal_id, summary, is_new in answers]
+
+    async def append(self, partition: int, entries: Sequence[bytes]) -> list[str]:
+        """Append in one pipelined round trip."""
+        async with _store_errors():
+            return await _append(self._client, _journal_key(partition), entries)
+
+    async def read(self, after: Mapping[int, str], *, count: int, block_ms: int) -> dict[int, list[tuple[str, bytes]]]:
+        """Read with XREAD; the reader keeps its own position, no consumer group does."""
+        names = {_journal_key(partition).encode(): partition for partition in after}
+        streams: dict[Any, Any] = {_journal_key(partition): entry_id for partition, entry_id in after.items()}
+        async with _store_errors():
+            answer = await _xread(self._client, streams, count=count, block_ms=block_ms)
+        return {names[name]: [(i.decode(), fields[b"e"]) for i, fields in entries] for name, entries in answer}
+
+    async def claims(self, event_ids: Sequence[str]) -> list[Claim | None]:
+        """Look claims up in one pipelined round trip."""
+        async with _store_errors():
+            pipeline = self._client.pipeline(transaction=False)
+            for event_id in event_ids:
+                pipeline.hmget(_decision_key(self.partition_of(event_id), event_id), "id", "summary")
+            answers = await pipeline.execute()
+        return [None if a[0] is None else _claim(a[0], a[1], is_new=False) for a in answers]
+
+    async def entry(self, partition: int, journal_id: str) -> bytes | None:
+        """Read one entry with XRANGE."""
+        async with _store_errors():
+            found: Any = await self._client.xrange(_journal_key(partition), min=journal_id, max=journal_id)
+        return found[0][1][b"e"] if found else None
+
+    async def trim(self, partition: int, before: str) -> int:
+        """Trim with MINID."""
+        async with _store_errors():
+            return int(await self._client.xtrim(_journal_key(partition), minid=before, approximate=False))
+
+
+class RedisChangeLog:
+    """`ChangeLog` on plain streams."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+
+    async def append(self, stream: str, entries: Sequence[bytes]) -> list[str]:
+        """Append in one pipelined round trip."""
+        async with _store_errors():
+            return await _append(self._client, stream, entries)
+
+    async def read(self, after: Mapping[str, str], *, count: int, block_ms: int) -> list[Entry]:
+        """Read with XREAD."""
+        async with _store_errors():
+            answer = await _xread(self._client, dict(after), count=count, block_ms=block_ms)
+        return [
+            Entry(stream=name.decode(), entry_id=entry_id.decode(), payload=fields[b"e"])
+            for name, entries in answer
+            for entry_id, fields in entries
+        ]
+
+
+class RedisUserStates:
+    """`UserStates` on keys `hone:{u:<user_id>}:...`: a string for the profile, sorted sets by accept time."""
+
+    def __init__(self, client: Redis, config: StoreConfig) -> None:
+        self._client = client
+        self._config = config
+
+    async def fetch(self, user_id: str) -> UserState:
+        """Fetch everything in one pipelined round trip."""
+        prefix = _user_prefix(user_id)
+        async with _store_errors():
+            pipeline = self._client.pipeline(transaction=False)
+            pipeline.get(f"{prefix}profile")
+            pipeline.zrange(f"{prefix}recent", 0, -1)
+            pipeline.zrange(f"{prefix}consumed", 0, -1)
+            profile, recent, consumed = await pipeline.execute()
+        return UserState(
+            profile=_profile_decoder.decode(profile) if profile else UserProfile(),
+            recent=[_interaction_decoder.decode(member) for member in recent],
+            consumed=frozenset(member.decode() for member in consumed),
+        )
+
+    async def add_interactions(self, user_id: str, interactions: Sequence[Interaction]) -> None:
+        """Add members and drop the oldest beyond the limits, in one round trip."""
+        config, prefix = self._config, _user_prefix(user_id)
+        async with _store_errors():
+            pipeline = self._client.pipeline(transaction=False)
+            recent: dict[Any, Any] = {encode(i): i.at_unix_ms for i in interactions}
+            pipeline.zadd(f"{prefix}recent", recent)
+            pipeline.zremrangebyrank(f"{prefix}recent", 0, -config.recent_limit - 1)
+            pipeline.expire(f"{prefix}recent", config.user_state_ttl_s)
+            consumed: dict[Any, Any] = {i.item_id: i.at_unix_ms for i in interactions if (i.reward or 0.0) > 0.0}
+            if consumed:
+                pipeline.zadd(f"{prefix}consumed", consumed)
+                pipeline.zremrangebyrank(f"{prefix}consumed", 0, -config.consumed_limit - 1)
+                pipeline.expire(f"{prefix}consumed", config.consumed_ttl_s)
+            await pipeline.execute()
+
+    async def put_profiles(self, profiles: Mapping[str, UserProfile]) -> None:
+        """Set all in one pipelined round trip."""
+        async with _store_errors():
+            pipeline = self._client.pipeline(transaction=False)
+            for user_id, profile in profiles.items():
+                pipeline.set(f"{_user_prefix(user_id)}profile", encode(profile))
+            await pipeline.execute()
+
+    async def erase(self, user_id: str) -> None:
+        """Delete the user's keys."""
+        prefix = _user_prefix(user_id)
+        async with _store_errors():
+            await self._client.delete(f"{prefix}profile", f"{prefix}recent", f"{prefix}consumed")
+
+
+class RedisModelStore:
+    """`ModelStore` on keys that share the hash tag `{<model>}`."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+
+    def weights_stream(self, model: str) -> str:
+        """Return `hone:weights:{<model>}`."""
+        return f"hone:weights:{{{model}}}"
+
+    async def take_epoch(self, model: str) -> int:
+        """Increment the epoch."""
+        async with _store_errors():
+            return int(await self._client.incr(_epoch_key(model)))
+
+    async def save_checkpoint(self, model: str, epoch: int, checkpoint: bytes) -> None:
+        """Set under the fence."""
+        await self._fenced(_FENCED_SET, [_epoch_key(model), f"hone:checkpoint:{{{model}}}"], epoch, checkpoint)
+
+    async def load_checkpoint(self, model: str) -> bytes | None:
+        """Get it."""
+        async with _store_errors():
+            found: Any = await self._client.get(f"hone:checkpoint:{{{model}}}")
+            return cast("bytes | None", found)
+
+    async def publish_delta(self, model: str, epoch: int, delta: bytes) -> str:
+        """Append under the fence."""
+        answer = await self._fenced(_FENCED_ADD, [_epoch_key(model), self.weights_stream(model)], epoch, delta)
+        entry_id: str = answer.decode()
+        return entry_id
+
+    async def publish_snapshot(self, model: str, epoch: int, snapshot: bytes) -> None:
+        """Set under the fence and trim the deltas before it."""
+        stream_id = msgspec.msgpack.decode(snapshot)["stream_id"]
+        keys = [_epoch_key(model), f"hone:snapshot:{{{model}}}", self.weights_stream(model)]
+        await self._fenced(_FENCED_SNAPSHOT, keys, epoch, snapshot, stream_id)
+
+    async def last_delta(self, model: str) -> tuple[str, bytes] | None:
+        """Read the newest entry with XREVRANGE."""
+        async with _store_errors():
+            found: Any = await self._client.xrevrange(self.weights_stream(model), count=1)
+        return (found[0][0].decode(), found[0][1][b"e"]) if found else None
+
+    async def load_snapshot(self, model: str) -> bytes | None:
+        """Get it."""
+        async with _store_errors():
+            found: Any = await self._client.get(f"hone:snapshot:{{{model}}}")
+            return cast("bytes | None", found)
+
+    async def _fenced(self, script: str, keys: list[str], epoch: int, *arguments: bytes | str) -> Any:  # noqa: ANN401
+        async with _store_errors():
+            return await self._client.eval(script, len(keys), *keys, str(epoch), *arguments)
+
+
+def _claim(journal_id: bytes, summary: bytes, *, is_new: bool) -> Claim:
+    return Claim(journal_id=journal_id.decode(), summary=summary_decoder.decode(summary), is_new=is_new)
+
+
+def _decision_key(partition: int, event_id: str) -> str:
+    return f"hone:{{{partition}}}:decision:{event_id}"
+
+
+def _journal_key(partition: int) -> str:
+    return f"hone:{{{partition}}}:journal"
+
+
+def _user_prefix(user_id: str) -> str:
+    return f"hone:{{u:{user_id}}}:"
+
+
+def _epoch_key(model: str) -> str:
+    return f"hone:epoch:{{{model}}}"
+
+
+async def _append(client: Redis, stream: str, entries: Sequence[bytes]) -> list[str]:
+    pipeline = client.pipeline(transaction=False)
+    for entry in entries:
+        pipeline.xadd(stream, {"e": entry})
+    return [entry_id.decode() for entry_id in await pipeline.execute()]
+
+
+async def _xread(client: Redis, streams: dict[Any, Any], *, count: int, block_ms: int) -> list[Any]:
+    answer = await client.xread(streams, count=count, block=block_ms or None)
+    # RESP3 answers a mapping of lists of lists, RESP2 pairs.
+    if isinstance(answer, dict):
+        return [(name, batches[0]) for name, batches in answer.items()]
+    return answer or []

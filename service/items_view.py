@@ -1,0 +1,84 @@
+"""What one worker knows of the items: catalogue, hashed features and retrieval, changed together by one stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bandit.features import FeatureSchema
+from bandit.policy import ActionFeatures
+from bandit.vw_format import Float32Array, UInt32Array, encode
+from retrieval.catalogue import Catalogue
+from retrieval.items import Item
+from service.messages import ItemChange, ItemUpsert
+from service.retriever import Retriever
+
+ITEMS_STREAM = "hone:items"
+
+
+def item_record(item: Item) -> dict[str, Any]:
+    """Return what item features are encoded from: the attributes, and the item's own fields beside them."""
+    return {**item.attributes, "id": item.id, "creator": item.creator, "min_age": item.min_age}
+
+
+class ItemFeatureTable:
+    """Hashed item features by catalogue row, padded: 8 bytes a feature."""
+
+    def __init__(self, schema: FeatureSchema) -> None:
+        self._schema = schema
+        self.indices: UInt32Array = np.zeros((1024, 8), dtype=np.uint32)
+        self.values: Float32Array = np.zeros((1024, 8), dtype=np.float32)
+
+    def put(self, row: int, named: Mapping[str, float]) -> None:
+        """Replace the features of a row."""
+        encoded = encode("item", named)
+        width = len(encoded.indices)
+        while row >= len(self.indices) or width > self.indices.shape[1]:
+            rows = len(self.indices) * (2 if row >= len(self.indices) else 1)
+            columns = max(self.indices.shape[1], width)
+            self.indices = _grown(self.indices, rows, columns)
+            self.values = _grown(self.values, rows, columns)
+        self.indices[row, :width] = encoded.indices
+        self.values[row] = 0.0
+        self.values[row, :width] = encoded.values
+
+    def take(self, rows: npt.NDArray[np.int32]) -> ActionFeatures:
+        """Return the features of rows."""
+        return ActionFeatures(indices=self.indices[rows], values=self.values[rows])
+
+
+class ItemsView:
+    """Applies item changes in stream order; `position` is the last one applied."""
+
+    def __init__(self, schema: FeatureSchema, retriever: Retriever) -> None:
+        self.schema = schema
+        self.retriever = retriever
+        self.catalogue: Catalogue = retriever.catalogue
+        self.features = ItemFeatureTable(schema)
+        self.position = "0-0"
+
+    def apply(self, position: str, change: ItemChange) -> None:
+        """Apply one change.
+
+        Raises:
+            ValueError: an attribute is not of the kind that a feature declares; nothing was changed.
+        """
+        self.position = position
+        if isinstance(change, ItemUpsert):
+            named = self.schema.named("item", item_record(change.item))
+            row = self.catalogue.upsert(change.item)
+            self.features.put(row, named)
+            self.retriever.put(row, change.item)
+        else:
+            deleted = self.catalogue.delete(change.item_id)
+            if deleted is not None:
+                self.retriever.remove(deleted)
+
+
+def _grown(array: npt.NDArray[Any], rows: int, columns: int) -> npt.NDArray[Any]:
+    grown = np.zeros((rows, columns), dtype=array.dtype)
+    grown[: array.shape[0], : array.shape[1]] = array
+    return grown

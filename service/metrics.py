@@ -1,0 +1,40 @@
+"""Prometheus metrics of one process."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_LATENCY_BUCKETS_S = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 1.0)
+
+
+class Metrics:
+    """Every metric of the service, on a registry of its own so that tests can have many."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self.requests = Counter("hone_requests_total", "Answered requests", ["route", "status"], registry=r)
+        self.request_seconds = Histogram(
+            "hone_request_seconds", "Time to answer", ["route"], buckets=_LATENCY_BUCKETS_S, registry=r
+        )
+        self.degraded = Counter("hone_degraded_total", "Responses that left a part out", ["part"], registry=r)
+        self.events = Counter("hone_events_total", "Events by fate", ["fate"], registry=r)
+        self.model_version = Gauge("hone_model_version", "Model version served", ["model"], registry=r)
+        self.model_gaps = Counter("hone_model_gaps_total", "Weight deltas missed, snapshot loaded", registry=r)
+        self.scorer_mismatches = Counter(
+            "hone_scorer_mismatches_total", "Sampled requests on which table and VW differed", registry=r
+        )
+        self.catalogue_items = Gauge("hone_catalogue_items", "Items in the catalogue", registry=r)
+        self.follower_retries = Counter("hone_follower_retries_total", "Failed reads of followed streams", registry=r)
+        self.spool_waiting = Gauge("hone_spool_waiting", "Spooled entries not yet in the journal", registry=r)
+        self.spool_retries = Counter("hone_spool_retries_total", "Failed shipments", registry=r)
+        self.spool_adopted = Counter("hone_spool_adopted_total", "Entries taken over from dead workers", registry=r)
+        self.user_state_failures = Counter(
+            "hone_user_state_failures_total", "User state calls that failed", ["call"], registry=r
+        )
+        self.learner_outcomes = Gauge(
+            "hone_learner_outcomes", "Joins by reason since the first start", ["reason"], registry=r
+        )
+        self.learner_lag_seconds = Gauge("hone_learner_lag_seconds", "Age of the newest applied entry", registry=r)
+        self.learner_loss = Gauge("hone_learner_progressive_loss", "Mean progressive squared loss", registry=r)
+        self.archived = Counter("hone_archived_total", "Entries archived", registry=r)

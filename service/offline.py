@@ -1,0 +1,287 @@
+"""The two offline steps: train embeddings from canonical files, build the index bundle. Reads and writes files only.
+
+Both are deterministic, so a version is a digest of what went in, and building it again changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import orjson
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from scipy import sparse
+
+from retrieval.bundle import (
+    Bundle,
+    BundleError,
+    load_bundle,
+    read_embeddings,
+    set_current,
+    write_bundle,
+    write_embeddings,
+)
+from retrieval.embeddings import AlsConfig, Embeddings, train
+from retrieval.exact import ExactIndex
+from retrieval.index import HnswConfig
+from retrieval.items import Item
+from retrieval.recall import recall_at_k
+from retrieval.vectors import Metric, VectorIndex
+
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+
+
+class OfflineError(Exception):
+    """An input is missing or cannot be used; the message says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """How interactions become embeddings."""
+
+    positive_from: float = 3.0
+    """Smallest value that counts as a positive; the rest is left out (3 stars of 5, or 1 for clicks)."""
+    als: AlsConfig = field(default_factory=AlsConfig)
+    """The training itself. A positive's confidence is its value - positive_from + 1, so 3, 4, 5 stars weigh 1, 2, 3."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """What was trained on: counts of the catalogue, of users and items with positives, and of positives."""
+
+    n_items: int
+    n_items_with_interactions: int
+    n_users: int
+    n_positives: int
+    dimension: int
+    duration_s: float
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class IndexReport:
+    """What was built, and how much of the exact answer the indexes find."""
+
+    version: str
+    path: str
+    built: bool
+    """False when this very bundle was there already and verified."""
+    n_items: int
+    dimension: int
+    bundle_bytes: int
+    duration_s: float
+    n_queries: int
+    recall_als: dict[int, float]
+    """recall@k by k of inner products, queried with user vectors."""
+    recall_similar: dict[int, float]
+    """recall@k by k of cosines, queried with item vectors."""
+
+
+def read_items(path: Path) -> list[Item]:
+    """Read items from NDJSON, one a line.
+
+    Raises:
+        OfflineError: the file is missing, or a line is not an item (the message has its number).
+    """
+    decoder = msgspec.json.Decoder(Item)
+    items: list[Item] = []
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    try:
+                        items.append(decoder.decode(line))
+                    except (msgspec.MsgspecError, ValueError) as error:
+                        raise OfflineError(f"{path}, line {number}: not an item: {error}") from error
+    except OSError as error:
+        raise OfflineError(f"{path} cannot be read: {error.strerror}") from error
+    return items
+
+
+def read_positives(path: Path, *, positive_from: float) -> tuple[sparse.csr_matrix, list[str], list[str]]:
+    """Read interactions (columns user_id, item_id, value) and keep the positives.
+
+    Args:
+        path: Parquet file.
+        positive_from: Smallest value kept; a pair that occurs again counts with its largest value.
+
+    Returns:
+        CSR [users, columns] of confidences, the user ids, the item ids; ids sorted.
+
+    Raises:
+        OfflineError: the file is missing, lacks a column, or has no positive.
+    """
+    try:
+        table = pq.read_table(path, columns=["user_id", "item_id", "value"])
+    except (OSError, ValueError, KeyError) as error:
+        raise OfflineError(f"{path} must be Parquet with user_id, item_id and value: {error}") from error
+    table = table.filter(pc.greater_equal(table["value"], positive_from))
+    if not table.num_rows:
+        raise OfflineError(f"{path} must hold interactions of value >= {positive_from}, got none")
+    pairs = table.group_by(["user_id", "item_id"]).aggregate([("value", "max")])
+    user_ids, rows = np.unique(np.asarray(pairs["user_id"].to_pylist(), dtype=np.str_), return_inverse=True)
+    item_ids, columns = np.unique(np.asarray(pairs["item_id"].to_pylist(), dtype=np.str_), return_inverse=True)
+    confidence = pairs["value_max"].to_numpy() - positive_from + 1.0
+    matrix = sparse.csr_matrix((confidence, (rows, columns)), shape=(len(user_ids), len(item_ids)))
+    # Arrow groups in no fixed order, and ALS sums in the order of the matrix.
+    matrix.sort_indices()
+    return matrix, user_ids.tolist(), item_ids.tolist()
+
+
+def train_embeddings(
+    items_path: Path,
+    interactions_path: Path,
+    out_path: Path,
+    config: TrainingConfig | None = None,
+    progress: Progress | None = None,
+) -> TrainingReport:
+    """Train embeddings from canonical files and write them to one file.
+
+    Args:
+        items_path: NDJSON of `Item`.
+        interactions_path: Parquet with user_id, item_id, value.
+        out_path: The npz file to write, atomically.
+        config: Threshold and training parameters.
+        progress: Called after every round.
+
+    Returns:
+        What it was trained on.
+
+    Raises:
+        OfflineError: an input cannot be used.
+    """
+    config = config or TrainingConfig()
+    started = time.perf_counter()
+    items = read_items(items_path)
+    positives, user_ids, item_ids = read_positives(interactions_path, positive_from=config.positive_from)
+    try:
+        embeddings = train(
+            positives, item_ids=item_ids, user_ids=user_ids, items=items, config=config.als, on_progress=progress
+        )
+    except ValueError as error:
+        raise OfflineError(f"cannot train on {interactions_path} and {items_path}: {error}") from error
+    write_embeddings(out_path, embeddings)
+    return TrainingReport(
+        n_items=len(items),
+        n_items_with_interactions=int((embeddings.n_interactions > 0).sum()),
+        n_users=len(user_ids),
+        n_positives=int(positives.nnz),
+        dimension=embeddings.dimension,
+        duration_s=time.perf_counter() - started,
+        path=str(out_path),
+    )
+
+
+def build_index(
+    embeddings_path: Path,
+    bundles_root: Path,
+    *,
+    hmac_key: bytes | None = None,
+    config: HnswConfig | None = None,
+    ks: Sequence[int] = (10, 100, 1000),
+    n_queries: int = 200,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> IndexReport:
+    """Build the bundle of an embeddings file, make it current, measure its recall.
+
+    The version is a digest of the file and of the graph parameters: an intact bundle of that version is reused.
+
+    Args:
+        embeddings_path: What `train_embeddings` wrote.
+        bundles_root: Folder of the bundles.
+        hmac_key: Signs the manifest.
+        config: Graph parameters.
+        ks: Where recall is measured; capped at the number of items.
+        n_queries: Sampled queries of a recall figure.
+        force: Build even if the bundle is there.
+        progress: Called after the build and after each recall figure.
+
+    Returns:
+        What was built.
+
+    Raises:
+        OfflineError: the embeddings cannot be read.
+    """
+    config = config or HnswConfig()
+    started = time.perf_counter()
+    try:
+        digest = hashlib.sha256(embeddings_path.read_bytes())
+        embeddings = read_embeddings(embeddings_path)
+    except (OSError, BundleError) as error:
+        raise OfflineError(f"embeddings cannot be read: {error}") from error
+    digest.update(orjson.dumps(asdict(config), option=orjson.OPT_SORT_KEYS))
+    version = digest.hexdigest()[:16]
+    bundle = None if force else _intact(bundles_root, version, hmac_key, config)
+    built = bundle is None
+    if bundle is None:
+        write_bundle(bundles_root, embeddings, version=version, hmac_key=hmac_key, config=config)
+        bundle = load_bundle(bundles_root, version, hmac_key=hmac_key, config=config)
+    else:
+        set_current(bundles_root, version)
+    duration_s = time.perf_counter() - started
+    steps = _steps(progress, n=1 + 2 * len(ks))
+    next(steps)
+    users = embeddings.user_vectors if embeddings.user_ids else embeddings.item_vectors
+    recall_als = _recalls(bundle.als, embeddings, "ip", _sample(users, n_queries), ks, steps)
+    recall_similar = _recalls(
+        bundle.similar, embeddings, "cosine", _sample(embeddings.item_vectors, n_queries), ks, steps
+    )
+    folder = bundles_root / version
+    return IndexReport(
+        version=version,
+        path=str(folder),
+        built=built,
+        n_items=len(embeddings.item_ids),
+        dimension=embeddings.dimension,
+        bundle_bytes=sum(path.stat().st_size for path in folder.iterdir()),
+        duration_s=duration_s,
+        n_queries=n_queries,
+        recall_als=recall_als,
+        recall_similar=recall_similar,
+    )
+
+
+def _intact(root: Path, version: str, hmac_key: bytes | None, config: HnswConfig) -> Bundle | None:
+    try:
+        return load_bundle(root, version, hmac_key=hmac_key, config=config)
+    except BundleError:
+        return None
+
+
+def _recalls(
+    index: VectorIndex,
+    embeddings: Embeddings,
+    metric: Metric,
+    queries: NDArray[np.float32],
+    ks: Sequence[int],
+    steps: Iterator[None],
+) -> dict[int, float]:
+    oracle = ExactIndex(embeddings.dimension, metric=metric)
+    oracle.add(np.arange(len(embeddings.item_ids)), embeddings.item_vectors)
+    recalls: dict[int, float] = {}
+    for k in ks:
+        recalls[k] = recall_at_k(index, oracle, queries, min(k, len(oracle)))
+        next(steps)
+    return recalls
+
+
+def _sample(vectors: NDArray[np.float32], n: int) -> NDArray[np.float32]:
+    rows = np.random.default_rng(0).permutation(len(vectors))[:n]
+    sampled: NDArray[np.float32] = vectors[np.sort(rows)]
+    return sampled
+
+
+def _steps(progress: Progress | None, *, n: int) -> Iterator[None]:
+    for done in range(1, n + 1):
+        if progress is not None:
+            progress(done, n)
+        yield

@@ -1,0 +1,146 @@
+"""What the use cases need of the outside. One contract suite per port runs on every adapter (`tests/contracts`).
+
+Every method may raise `StoreUnavailable`; a write may then have happened or not, and is safe to repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from service.messages import DecisionSummary, Interaction, UserProfile
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """A decision on its way into the journal.
+
+    Attributes:
+        event_id: Claimed by the first shipment that arrives.
+        summary: Encoded `DecisionSummary`, kept with the claim.
+        entry: The encoded decision.
+        ttl_ms: How long the claim lasts.
+    """
+
+    event_id: str
+    summary: bytes
+    entry: bytes
+    ttl_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who holds an event id.
+
+    Attributes:
+        journal_id: Where the winner's decision is in its partition.
+        summary: Of the winner's decision.
+        is_new: Whether this shipment is the winner.
+    """
+
+    journal_id: str
+    summary: DecisionSummary
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry as read from a stream."""
+
+    stream: str
+    entry_id: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class UserState:
+    """What a request reads of its user; empty for unknown users."""
+
+    profile: UserProfile
+    recent: Sequence[Interaction]
+    consumed: frozenset[str]
+
+
+class Journal(Protocol):
+    """The durable, ordered log of decisions, events and control entries; an append that returns is fsynced."""
+
+    n_partitions: int
+
+    def partition_of(self, event_id: str) -> int:
+        """Return the partition that an event id lives in."""
+
+    async def ship(self, shipments: Sequence[Shipment]) -> list[Claim]:
+        """Append decisions whose event id nobody holds yet, claim and append being one step; one claim each."""
+
+    async def append(self, partition: int, entries: Sequence[bytes]) -> list[str]:
+        """Append entries and return their ids."""
+
+    async def read(self, after: Mapping[int, str], *, count: int, block_ms: int) -> dict[int, list[tuple[str, bytes]]]:
+        """Read entries after an id by partition, waiting up to `block_ms` for the first (0 does not wait)."""
+
+    async def claims(self, event_ids: Sequence[str]) -> list[Claim | None]:
+        """Return who holds each event id, None for nobody, in one round trip."""
+
+    async def entry(self, partition: int, journal_id: str) -> bytes | None:
+        """Return one entry, None when it was trimmed away."""
+
+    async def trim(self, partition: int, before: str) -> int:
+        """Drop entries before an id and return how many."""
+
+
+class ChangeLog(Protocol):
+    """Streams that every worker follows: items, item statistics, weights, configuration."""
+
+    async def append(self, stream: str, entries: Sequence[bytes]) -> list[str]:
+        """Append entries to a stream and return their ids."""
+
+    async def read(self, after: Mapping[str, str], *, count: int, block_ms: int) -> list[Entry]:
+        """Read entries after an id by stream, waiting up to `block_ms` for the first (0 does not wait)."""
+
+
+class UserStates(Protocol):
+    """User profiles and recent interactions; everything but the profile expires."""
+
+    async def fetch(self, user_id: str) -> UserState:
+        """Return the state of a user in one round trip."""
+
+    async def add_interactions(self, user_id: str, interactions: Sequence[Interaction]) -> None:
+        """Add interactions; adding one twice changes nothing. Positive ones count as consumed."""
+
+    async def put_profiles(self, profiles: Mapping[str, UserProfile]) -> None:
+        """Store profiles by user id."""
+
+    async def erase(self, user_id: str) -> None:
+        """Delete everything stored of a user."""
+
+
+class ModelStore(Protocol):
+    """Checkpoints, snapshots and weight deltas of models, written by one learner at a time.
+
+    Every write carries the writer's epoch and is refused with `Fenced` once a newer one was taken.
+    """
+
+    async def take_epoch(self, model: str) -> int:
+        """Take the next epoch: from now on writes of earlier epochs are refused."""
+
+    async def save_checkpoint(self, model: str, epoch: int, checkpoint: bytes) -> None:
+        """Replace the checkpoint."""
+
+    async def load_checkpoint(self, model: str) -> bytes | None:
+        """Return the checkpoint, None before the first."""
+
+    async def publish_delta(self, model: str, epoch: int, delta: bytes) -> str:
+        """Append to the weight stream and return the id."""
+
+    async def publish_snapshot(self, model: str, epoch: int, snapshot: bytes) -> None:
+        """Replace the snapshot and drop the deltas that it includes."""
+
+    async def last_delta(self, model: str) -> tuple[str, bytes] | None:
+        """Return the id and payload of the newest delta, None when the stream is empty."""
+
+    async def load_snapshot(self, model: str) -> bytes | None:
+        """Return the snapshot, None before the first."""
+
+    def weights_stream(self, model: str) -> str:
+        """Return the name of the model's weight stream, to follow with `ChangeLog.read`."""

@@ -1,0 +1,252 @@
+"""Candidates of one request: every source of the surface, eligibility, blend. Rows are catalogue rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from retrieval.bundle import Bundle
+from retrieval.catalogue import Catalogue
+from retrieval.embeddings import fold_in
+from retrieval.filters import Viewer, eligible_mask
+from retrieval.items import Item
+from retrieval.sources import SourceResult, blend, popular_rows
+from service.config import SourceConfig
+
+Int32Array = npt.NDArray[np.int32]
+Float32Array = npt.NDArray[np.float32]
+
+# Rankings that change with the catalogue are made again at most this often.
+_RANKING_MS = 500
+# Sources fetch this many times their quota, so that eligibility rarely leaves one short.
+_OVERFETCH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateQuery:
+    """What retrieval reads of a request.
+
+    Attributes:
+        user_id: A trained user's vector is the prior of the fold-in.
+        liked: Recent positive items, newest last.
+        disliked: Recent negative items, newest last.
+        seed_item_id: What similar items are sought for; None takes the newest liked one.
+        viewer: For eligibility.
+        now_ms: Time of the decision.
+    """
+
+    user_id: str | None
+    liked: Sequence[str]
+    disliked: Sequence[str]
+    seed_item_id: str | None
+    viewer: Viewer
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Eligible candidates, distinct.
+
+    Attributes:
+        rows: int32 [n].
+        sources: uint8 [n], positions in `source_names`.
+        source_names: In the surface's order.
+        affinity: float32 [n], inner product of user and item vectors; NaN without a user vector.
+    """
+
+    rows: Int32Array
+    sources: npt.NDArray[np.uint8]
+    source_names: tuple[str, ...]
+    affinity: Float32Array
+
+
+class Retriever:
+    """Sources over one catalogue and one bundle (None before the first one is built)."""
+
+    def __init__(self, catalogue: Catalogue, bundle: Bundle | None) -> None:
+        self.catalogue = catalogue
+        self._bundle = bundle
+        self.version = bundle.version if bundle else ""
+        trained = bundle.embeddings.item_ids if bundle else []
+        self._trained_label = {item_id: label for label, item_id in enumerate(trained)}
+        self._trained_user = {u: i for i, u in enumerate(bundle.embeddings.user_ids)} if bundle else {}
+        # Labels beyond the trained ones are items put since; their vectors are here.
+        self._n_trained = len(trained)
+        self._added: list[Float32Array] = []
+        self._added_label: dict[str, int] = {}
+        self._row_of_label = np.full(max(self._n_trained, 1024), -1, dtype=np.int32)
+        self._label_of_row = np.full(1024, -1, dtype=np.int32)
+        self._n_interactions = np.zeros(1024, dtype=np.int32)
+        self._rankings: dict[str, Int32Array] = {}
+        self._ranked_at_ms = 0
+        self._is_stale = True
+
+    def put(self, row: int, item: Item) -> None:
+        """Make an item retrievable at its row; an unknown one gets a vector from its content."""
+        self._is_stale = True
+        while row >= len(self._label_of_row):
+            self._label_of_row = np.concatenate([self._label_of_row, np.full_like(self._label_of_row, -1)])
+            self._n_interactions = np.concatenate([self._n_interactions, np.zeros_like(self._n_interactions)])
+        if self._bundle is None:
+            return
+        label = self._trained_label.get(item.id)
+        if label is None:
+            label = self._add(item)
+        elif self._row_of_label[label] == -2:
+            self._index(label, self._bundle.embeddings.item_vectors[label])
+        while label >= len(self._row_of_label):
+            self._row_of_label = np.concatenate([self._row_of_label, np.full_like(self._row_of_label, -1)])
+        self._row_of_label[label] = row
+        self._label_of_row[row] = label
+        self._n_interactions[row] = self._bundle.embeddings.n_interactions[label] if label < self._n_trained else 0
+
+    def remove(self, row: int) -> None:
+        """Take a deleted item out of every index."""
+        self._is_stale = True
+        label = int(self._label_of_row[row])
+        if self._bundle is None or label < 0:
+            return
+        self._label_of_row[row] = -1
+        # -2 marks a label that is out of the indexes, -1 one that was never mapped.
+        self._row_of_label[label] = -2
+        self._n_interactions[row] = 0
+        for index in (self._bundle.als, self._bundle.similar):
+            index.remove(np.array([label], dtype=np.int64))
+
+    def retrieve(
+        self, query: CandidateQuery, sources: Sequence[SourceConfig], *, limit: int, rng: np.random.Generator
+    ) -> Candidates:
+        """Ask every source, drop who may not be shown, blend."""
+        user_vector = self._user_vector(query)
+        results = []
+        for source in sources:
+            rows, scores = self._ask(source, query, user_vector, rng)
+            eligible = eligible_mask(self.catalogue, rows, query.viewer, now_ms=query.now_ms)
+            results.append(
+                SourceResult(name=source.name, rows=rows[eligible], scores=scores[eligible], quota=source.quota)
+            )
+        rows, codes, _ = blend(results, limit=limit)
+        return Candidates(
+            rows=rows,
+            sources=codes,
+            source_names=tuple(source.name for source in sources),
+            affinity=self._affinity(rows, user_vector),
+        )
+
+    def rank_given(self, rows: Int32Array, query: CandidateQuery) -> Candidates:
+        """Return the caller's own rows as candidates, those that may be shown."""
+        rows = rows[eligible_mask(self.catalogue, rows, query.viewer, now_ms=query.now_ms)]
+        return Candidates(
+            rows=rows,
+            sources=np.zeros(len(rows), dtype=np.uint8),
+            source_names=("caller",),
+            affinity=self._affinity(rows, self._user_vector(query)),
+        )
+
+    def under_explored(self, rows: Int32Array, *, below: int = 5) -> npt.NDArray[np.bool_]:
+        """Return bool [n]: rows whose items were trained on fewer than `below` interactions."""
+        return self._n_interactions[rows] < below
+
+    def _ask(
+        self, source: SourceConfig, query: CandidateQuery, user_vector: Float32Array | None, rng: np.random.Generator
+    ) -> tuple[Int32Array, Float32Array]:
+        wanted = source.quota * _OVERFETCH + len(query.viewer.hidden_rows)
+        if source.name == "als":
+            found = (
+                None if user_vector is None or self._bundle is None else self._bundle.als.search(user_vector, wanted)
+            )
+        elif source.name == "similar":
+            seed = self._seed_vector(query)
+            found = None if seed is None or self._bundle is None else self._bundle.similar.search(seed, wanted)
+        elif source.name == "random":
+            rows = np.unique(rng.integers(0, max(len(self.catalogue.item_ids), 1), size=wanted)).astype(np.int32)
+            rows = rng.permutation(rows)[: len(self.catalogue.item_ids)]
+            return rows, np.zeros(len(rows), dtype=np.float32)
+        else:
+            rows = self._ranking(source.name, query.now_ms)[:wanted]
+            return rows, np.zeros(len(rows), dtype=np.float32)
+        if found is None:
+            return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.float32)
+        labels, scores = found
+        rows = self._row_of_label[labels]
+        return rows[rows >= 0], scores[rows >= 0].astype(np.float32)
+
+    def _ranking(self, name: str, now_ms: int) -> Int32Array:
+        if self._is_stale and now_ms - self._ranked_at_ms >= _RANKING_MS:
+            live = np.flatnonzero(self.catalogue.listed[: len(self.catalogue.item_ids)]).astype(np.int32)
+            newest = np.argsort(-self.catalogue.available_at_unix_ms[live], kind="stable")
+            self._rankings = {"popular": live[popular_rows(self._n_interactions[live])], "fresh": live[newest]}
+            self._ranked_at_ms = now_ms
+            self._is_stale = False
+        return self._rankings.get(name, np.zeros(0, dtype=np.int32))
+
+    def _user_vector(self, query: CandidateQuery) -> Float32Array | None:
+        if self._bundle is None:
+            return None
+        embeddings = self._bundle.embeddings
+        trained = self._trained_user.get(query.user_id or "")
+        labels, targets = [], []
+        for item_ids, target in ((query.liked, 1.0), (query.disliked, 0.0)):
+            for item_id in item_ids:
+                label = self._label(item_id)
+                if label is not None:
+                    labels.append(label)
+                    targets.append(target)
+        if trained is None and 1.0 not in targets:
+            return None
+        return fold_in(
+            self._vectors(np.array(labels, dtype=np.int64)),
+            gram=embeddings.gram,
+            alpha0=embeddings.alpha0,
+            regularization=embeddings.regularization,
+            prior=None if trained is None else embeddings.user_vectors[trained],
+            targets=np.array(targets, dtype=np.float32),
+        )
+
+    def _seed_vector(self, query: CandidateQuery) -> Float32Array | None:
+        for item_id in (query.seed_item_id,) if query.seed_item_id else reversed(query.liked):
+            label = self._label(item_id)
+            if label is not None:
+                return self._vectors(np.array([label]))[0]
+        return None
+
+    def _affinity(self, rows: Int32Array, user_vector: Float32Array | None) -> Float32Array:
+        affinity = np.full(len(rows), np.nan, dtype=np.float32)
+        if user_vector is not None:
+            labels = self._label_of_row[rows]
+            known = labels >= 0
+            affinity[known] = self._vectors(labels[known].astype(np.int64)) @ user_vector
+        return affinity
+
+    def _label(self, item_id: str) -> int | None:
+        label = self._trained_label.get(item_id)
+        return self._added_label.get(item_id) if label is None else label
+
+    def _vectors(self, labels: npt.NDArray[np.int64]) -> Float32Array:
+        assert self._bundle is not None
+        trained = self._bundle.embeddings.item_vectors
+        if not len(labels) or int(labels.max()) < self._n_trained:
+            return np.asarray(trained[labels])
+        return np.stack(
+            [trained[label] if label < self._n_trained else self._added[label - self._n_trained] for label in labels]
+        )
+
+    def _add(self, item: Item) -> int:
+        assert self._bundle is not None
+        vector = self._bundle.embeddings.cold_item_vector(item)
+        label = self._added_label.get(item.id)
+        if label is None:
+            label = self._n_trained + len(self._added)
+            self._added_label[item.id] = label
+            self._added.append(vector)
+        self._added[label - self._n_trained] = vector
+        self._index(label, vector)
+        return label
+
+    def _index(self, label: int, vector: Float32Array) -> None:
+        assert self._bundle is not None
+        for index in (self._bundle.als, self._bundle.similar):
+            index.add(np.array([label], dtype=np.int64), np.asarray(vector, dtype=np.float32)[None, :])

@@ -1,0 +1,227 @@
+"""The worker's append-only spool: what must outlive the process before it is in the journal.
+
+One path carries the ordinary case and an outage of the store: append here, ship in batches from a background task,
+start the file over once everything in it is shipped. Files of dead workers are drained by the next one that starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import struct
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from service.errors import StoreUnavailable
+from service.metrics import Metrics
+from service.ports import Claim, Journal, Shipment
+
+_HEADER = struct.Struct("<II")
+_MAX_BATCH = 256
+_RETRY_S = 0.2
+
+_log = structlog.get_logger("hone.spool")
+
+
+class SpoolEntry(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One spooled journal entry.
+
+    Attributes:
+        payload: The encoded journal entry.
+        event_id: Of a decision; empty for an event, which is appended without a claim.
+        summary: Encoded summary of a decision.
+        ttl_ms: Of a decision's claim.
+        partition: Where an event goes.
+    """
+
+    payload: bytes
+    event_id: str = ""
+    summary: bytes = b""
+    ttl_ms: int = 0
+    partition: int = 0
+
+
+_decoder = msgspec.msgpack.Decoder(SpoolEntry)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def read_entries(path: Path) -> Iterator[SpoolEntry]:
+    """Yield the whole entries of a spool file; a torn last entry was never acknowledged and ends the file."""
+    blob = path.read_bytes()
+    offset = 0
+    while offset + _HEADER.size <= len(blob):
+        size, checksum = _HEADER.unpack_from(blob, offset)
+        body = blob[offset + _HEADER.size : offset + _HEADER.size + size]
+        if len(body) < size or zlib.crc32(body) != checksum:
+            return
+        yield _decoder.decode(body)
+        offset += _HEADER.size + size
+
+
+@dataclass(slots=True)
+class _Waiting:
+    entry: SpoolEntry
+    done: asyncio.Future[Claim | None] | None
+
+
+class Spool:
+    """Spool file of one worker and the task that ships it.
+
+    Args:
+        folder: where spool files are.
+        journal: where they go.
+        metrics: counts what is shipped, dropped and behind.
+    """
+
+    def __init__(self, folder: Path, journal: Journal, metrics: Metrics) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._journal = journal
+        self._metrics = metrics
+        self._queue: deque[_Waiting] = deque()
+        self._wake = asyncio.Event()
+        self._file = -1
+        self._path = folder
+        self._written = 0
+        self._task: asyncio.Task[None] | None = None
+        self._closing = False
+
+    def start(self) -> None:
+        """Open a fresh file, take over files of dead workers and start shipping."""
+        self._open()
+        for path in sorted(self._folder.glob("*.spool")):
+            if path != self._path:
+                self._adopt(path)
+        self._task = asyncio.create_task(self._ship_forever())
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """Ship what is left, for as long as `timeout_s`; the rest stays on disk for the next start."""
+        self._closing = True
+        self._wake.set()
+        if self._task is not None:
+            done, _ = await asyncio.wait({self._task}, timeout=timeout_s)
+            if not done:
+                self._task.cancel()
+                await asyncio.wait({self._task})
+        os.close(self._file)
+        if not self._queue:
+            self._path.unlink()
+
+    def append(self, entry: SpoolEntry, *, sync: bool = False) -> None:
+        """Write an entry and queue it for shipping; with `sync` it is fsynced first.
+
+        Raises:
+            OSError: it could not be written; nothing was queued.
+        """
+        self._write(entry, sync=sync)
+        self._push(_Waiting(entry, None))
+
+    def append_and_ship(self, entry: SpoolEntry) -> asyncio.Future[Claim | None]:
+        """Write an entry and return a future of its claim; the future waits as long as the store is away.
+
+        Raises:
+            OSError: it could not be written; nothing was queued.
+        """
+        self._write(entry, sync=False)
+        done: asyncio.Future[Claim | None] = asyncio.get_running_loop().create_future()
+        self._push(_Waiting(entry, done))
+        return done
+
+    @property
+    def n_waiting(self) -> int:
+        """Return how many entries are not shipped yet."""
+        return len(self._queue)
+
+    def _push(self, waiting: _Waiting) -> None:
+        self._queue.append(waiting)
+        self._metrics.spool_waiting.set(len(self._queue))
+        self._wake.set()
+
+    def _write(self, entry: SpoolEntry, *, sync: bool) -> None:
+        body = _encoder.encode(entry)
+        record = _HEADER.pack(len(body), zlib.crc32(body)) + body
+        written = os.write(self._file, record)
+        if written != len(record):
+            # A torn record would hide all that follow it.
+            os.ftruncate(self._file, self._written)
+            raise OSError(f"spool took {written} of {len(record)} bytes")
+        self._written += written
+        if sync:
+            os.fsync(self._file)
+
+    def _open(self) -> None:
+        self._path = self._folder / f"{os.getpid()}-{os.urandom(4).hex()}.spool"
+        self._file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
+        # The lock tells a file in use from one that a dead worker left.
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._written = 0
+
+    def _adopt(self, path: Path) -> None:
+        """Copy the entries of a dead worker's file into ours and remove it."""
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return  # its worker lives
+            entries = list(read_entries(path))
+            for entry in entries:
+                self._write(entry, sync=False)
+            os.fsync(self._file)
+            for entry in entries:
+                self._push(_Waiting(entry, None))
+            path.unlink()
+            self._metrics.spool_adopted.inc(len(entries))
+            _log.info("spool.adopted", n_entries=len(entries), file=path.name)
+
+    async def _ship_forever(self) -> None:
+        while True:
+            if not self._queue:
+                self._empty()
+                if self._closing:
+                    return
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            batch = [self._queue[i] for i in range(min(_MAX_BATCH, len(self._queue)))]
+            try:
+                claims = await self._ship([waiting.entry for waiting in batch])
+            except StoreUnavailable as error:
+                self._metrics.spool_retries.inc()
+                _log.warning("spool.retry", error=str(error), n_waiting=len(self._queue))
+                await asyncio.sleep(_RETRY_S)
+                continue
+            for waiting, claim in zip(batch, claims, strict=True):
+                self._queue.popleft()
+                if waiting.done is not None and not waiting.done.done():
+                    waiting.done.set_result(claim)
+            self._metrics.spool_waiting.set(len(self._queue))
+
+    async def _ship(self, entries: list[SpoolEntry]) -> list[Claim | None]:
+        decisions = [entry for entry in entries if entry.event_id]
+        claims = iter(
+            await self._journal.ship(
+                [Shipment(event_id=e.event_id, summary=e.summary, entry=e.payload, ttl_ms=e.ttl_ms) for e in decisions]
+            )
+            if decisions
+            else ()
+        )
+        by_partition: dict[int, list[bytes]] = {}
+        for entry in entries:
+            if not entry.event_id:
+                by_partition.setdefault(entry.partition, []).append(entry.payload)
+        for partition, payloads in by_partition.items():
+            await self._journal.append(partition, payloads)
+        return [next(claims) if entry.event_id else None for entry in entries]
+
+    def _empty(self) -> None:
+        """Everything is shipped: start the file over, so that a crash re-ships next to nothing."""
+        if self._written:
+            os.ftruncate(self._file, 0)
+            self._written = 0
