@@ -1,0 +1,1 @@
+"""Data sets: fetched, checked, written as the files that the service imports."""
