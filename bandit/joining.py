@@ -164,6 +164,11 @@ class Joiner(Generic[Payload]):
         waiting = (position for events in self._pending.values() for position, _ in events if position[1] == partition)
         return min((*decisions, *waiting), default=None)
 
+    def payload_of(self, event_id: str) -> Payload | None:
+        """Return what was given with a decision, None when it is not tracked (any more)."""
+        tracked = self._tracked.get(event_id)
+        return None if tracked is None else tracked.payload
+
     @property
     def n_open(self) -> int:
         """Return how many decisions are tracked."""

@@ -72,12 +72,15 @@ class Learner:
         self.n_learned += 1
         self._touched.append(touched_weights(self.spec, shared, action))
 
-    def take_change(self) -> WeightChange:
-        """Return the weights touched since the last call, and forget them."""
+    def change(self) -> WeightChange:
+        """Return the weights touched since `forget_change`, with their values now."""
         touched = np.unique(np.concatenate(self._touched)) if self._touched else np.empty(0, dtype=np.int64)
-        self._touched.clear()
         values = self._workspace.weights()[touched, 0, 0].copy()
         return WeightChange(indices=touched.astype(np.uint32), values=values)
+
+    def forget_change(self) -> None:
+        """Start over: what was touched so far is known to whoever had to know."""
+        self._touched.clear()
 
     def all_weights(self) -> WeightChange:
         """Return every weight that is not zero."""

@@ -77,6 +77,7 @@ class SlotDraw:
     n_feasible: int
     greedy_action: int
     n_greedy: int
+    is_greedy: bool
     explore_propensity: float
     is_discovery: bool
     branch: str
@@ -184,6 +185,7 @@ def draw_slate(walk: SlateWalk, uniforms: Float64Array) -> list[SlotDraw]:
                 n_feasible=len(here.feasible),
                 greedy_action=int(here.feasible[int(np.argmax(here.greedy))]),
                 n_greedy=int(here.greedy.sum()),
+                is_greedy=bool(here.greedy[chosen]),
                 explore_propensity=float(here.pmf[~here.greedy].sum()),
                 is_discovery=here.is_discovery,
                 branch=_branch(walk.exploration, here, chosen, uniform - before),

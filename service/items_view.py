@@ -12,16 +12,11 @@ from bandit.features import FeatureSchema
 from bandit.policy import ActionFeatures
 from bandit.vw_format import Float32Array, UInt32Array, encode
 from retrieval.catalogue import Catalogue
-from retrieval.items import Item
+from service.feature_records import item_record
 from service.messages import ItemChange, ItemUpsert
 from service.retriever import Retriever
 
 ITEMS_STREAM = "hone:items"
-
-
-def item_record(item: Item) -> dict[str, Any]:
-    """Return what item features are encoded from: the attributes, and the item's own fields beside them."""
-    return {**item.attributes, "id": item.id, "creator": item.creator, "min_age": item.min_age}
 
 
 class ItemFeatureTable:

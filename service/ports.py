@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.messages import DecisionSummary, Interaction, UserProfile
+from service.messages import DecisionSummary, Interaction, JournalEntry, UserProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,3 +144,17 @@ class ModelStore(Protocol):
 
     def weights_stream(self, model: str) -> str:
         """Return the name of the model's weight stream, to follow with `ChangeLog.read`."""
+
+
+class Archive(Protocol):
+    """The offline store: every journal entry once, in order, across restarts. Blocking; call it off the event loop."""
+
+    def position(self, partition: int) -> str:
+        """Return the last journal id that is archived for good, `0-0` before the first."""
+
+    def write(self, partition: int, entries: Sequence[tuple[str, JournalEntry]]) -> None:
+        """Archive entries that follow `position`, which moves to the last of them; all or nothing.
+
+        Raises:
+            OSError: nothing was archived.
+        """

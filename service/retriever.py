@@ -75,7 +75,7 @@ class Retriever:
         self._trained_user = {u: i for i, u in enumerate(bundle.embeddings.user_ids)} if bundle else {}
         # Labels beyond the trained ones are items put since; their vectors are here.
         self._n_trained = len(trained)
-        self._added: list[Float32Array] = []
+        self._added: Float32Array = np.zeros((64, bundle.embeddings.dimension if bundle else 0), dtype=np.float32)
         self._added_label: dict[str, int] = {}
         self._row_of_label = np.full(max(self._n_trained, 1024), -1, dtype=np.int32)
         self._label_of_row = np.full(1024, -1, dtype=np.int32)
@@ -197,7 +197,7 @@ class Retriever:
                     targets.append(target)
         if trained is None and 1.0 not in targets:
             return None
-        return fold_in(
+        vector: Float32Array = fold_in(
             self._vectors(np.array(labels, dtype=np.int64)),
             gram=embeddings.gram,
             alpha0=embeddings.alpha0,
@@ -205,12 +205,14 @@ class Retriever:
             prior=None if trained is None else embeddings.user_vectors[trained],
             targets=np.array(targets, dtype=np.float32),
         )
+        return vector
 
     def _seed_vector(self, query: CandidateQuery) -> Float32Array | None:
         for item_id in (query.seed_item_id,) if query.seed_item_id else reversed(query.liked):
             label = self._label(item_id)
             if label is not None:
-                return self._vectors(np.array([label]))[0]
+                seed: Float32Array = self._vectors(np.array([label]))[0]
+                return seed
         return None
 
     def _affinity(self, rows: Int32Array, user_vector: Float32Array | None) -> Float32Array:
@@ -227,21 +229,22 @@ class Retriever:
 
     def _vectors(self, labels: npt.NDArray[np.int64]) -> Float32Array:
         assert self._bundle is not None
-        trained = self._bundle.embeddings.item_vectors
-        if not len(labels) or int(labels.max()) < self._n_trained:
-            return np.asarray(trained[labels])
-        return np.stack(
-            [trained[label] if label < self._n_trained else self._added[label - self._n_trained] for label in labels]
-        )
+        is_added = labels >= self._n_trained
+        vectors: Float32Array = self._bundle.embeddings.item_vectors[np.where(is_added, 0, labels)]
+        if is_added.any():
+            vectors[is_added] = self._added[labels[is_added] - self._n_trained]
+        return vectors
 
     def _add(self, item: Item) -> int:
         assert self._bundle is not None
         vector = self._bundle.embeddings.cold_item_vector(item)
         label = self._added_label.get(item.id)
         if label is None:
-            label = self._n_trained + len(self._added)
+            position = len(self._added_label)
+            if position == len(self._added):
+                self._added = np.concatenate([self._added, np.zeros_like(self._added)])
+            label = self._n_trained + position
             self._added_label[item.id] = label
-            self._added.append(vector)
         self._added[label - self._n_trained] = vector
         self._index(label, vector)
         return label

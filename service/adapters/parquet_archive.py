@@ -1,0 +1,162 @@
+"""`Archive` as Parquet files by kind, date and hour.
+
+A batch is written to temporary files, fsynced and renamed; then the partition's position file is replaced. A crash in
+between leaves files beyond the position, which the next start removes: every entry is archived once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from service.messages import Decision, Event, Heartbeat, JournalEntry
+
+_START = "0-0"
+
+_DECISIONS = pa.schema(
+    [
+        ("journal_id", pa.string()),
+        ("event_id", pa.string()),
+        ("decided_at_unix_ms", pa.int64()),
+        ("surface", pa.string()),
+        ("model", pa.string()),
+        ("model_version", pa.int64()),
+        ("user_key", pa.string()),
+        ("explore_rate", pa.float64()),
+        ("item_ids", pa.list_(pa.string())),
+        ("propensities", pa.list_(pa.float64())),
+        ("branches", pa.list_(pa.string())),
+        ("is_discovery", pa.list_(pa.bool_())),
+        ("record", pa.binary()),
+    ],
+    metadata={"hone_schema": "decisions-1"},
+)
+_EVENTS = pa.schema(
+    [
+        ("journal_id", pa.string()),
+        ("accepted_at_unix_ms", pa.int64()),
+        ("event_type", pa.string()),
+        ("event_id", pa.string()),
+        ("client_id", pa.string()),
+        ("user_key", pa.string()),
+        ("item_id", pa.string()),
+        ("slot", pa.int32()),
+        ("value", pa.float64()),
+    ],
+    metadata={"hone_schema": "events-1"},
+)
+_CONTROL = pa.schema(
+    [("journal_id", pa.string()), ("type", pa.string()), ("record", pa.binary())],
+    metadata={"hone_schema": "control-1"},
+)
+_SCHEMAS = {"decisions": _DECISIONS, "events": _EVENTS, "control": _CONTROL}
+
+
+class ParquetArchive:
+    """Archive under one folder; one writer a partition."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.rglob("*.partial"):
+            leftover.unlink()
+        for path in folder.rglob("*.parquet"):
+            partition, first = _file_range(path)
+            if _order(first) > _order(self.position(partition)):
+                path.unlink()
+
+    def position(self, partition: int) -> str:
+        """Read the position file."""
+        try:
+            return self._position_file(partition).read_text(encoding="ascii")
+        except FileNotFoundError:
+            return _START
+
+    def write(self, partition: int, entries: Sequence[tuple[str, JournalEntry]]) -> None:
+        """Write one file a kind and hour, then move the position."""
+        rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for journal_id, entry in entries:
+            kind, row = _row(journal_id, entry)
+            if kind is not None:
+                rows.setdefault((kind, _hour(journal_id)), []).append(row)
+        for (kind, hour), of_hour in rows.items():
+            folder = self._folder / kind / hour
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"p{partition}-{of_hour[0]['journal_id']}-{of_hour[-1]['journal_id']}.parquet"
+            partial = folder / f"{name}.partial"
+            with partial.open("wb") as file:
+                pq.write_table(pa.Table.from_pylist(of_hour, schema=_SCHEMAS[kind]), file, compression="zstd")
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(folder / name)
+            _sync_folder(folder)
+        self._move_position(partition, entries[-1][0])
+
+    def _move_position(self, partition: int, journal_id: str) -> None:
+        path = self._position_file(partition)
+        partial = path.with_suffix(".partial")
+        with partial.open("w", encoding="ascii") as file:
+            file.write(journal_id)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+        _sync_folder(self._folder)
+
+    def _position_file(self, partition: int) -> Path:
+        return self._folder / f"position-{partition}.txt"
+
+
+def _row(journal_id: str, entry: JournalEntry) -> tuple[str | None, dict[str, Any]]:
+    """Return the table and row of an entry; user ids stay behind, their keys are enough to join."""
+    if isinstance(entry, Decision):
+        return "decisions", {
+            "journal_id": journal_id,
+            "event_id": entry.event_id,
+            "decided_at_unix_ms": entry.decided_at_unix_ms,
+            "surface": entry.surface,
+            "model": entry.model,
+            "model_version": entry.versions.model,
+            "user_key": entry.user_key,
+            "explore_rate": entry.exploration.rate,
+            "item_ids": [slot.item_id for slot in entry.slots],
+            "propensities": [slot.propensity for slot in entry.slots],
+            "branches": [slot.branch for slot in entry.slots],
+            "is_discovery": [slot.is_discovery for slot in entry.slots],
+            "record": msgspec.msgpack.encode(msgspec.structs.replace(entry, user_id=None)),
+        }
+    if isinstance(entry, Event):
+        row = msgspec.to_builtins(entry)
+        return "events", {"journal_id": journal_id, **{name: row[name] for name in _EVENTS.names[1:]}}
+    if isinstance(entry, Heartbeat):
+        return None, {}
+    return "control", {"journal_id": journal_id, "type": "config", "record": msgspec.msgpack.encode(entry)}
+
+
+def _hour(journal_id: str) -> str:
+    at = datetime.fromtimestamp(int(journal_id.partition("-")[0]) / 1000, UTC)
+    return f"date={at:%Y-%m-%d}/hour={at:%H}"
+
+
+def _file_range(path: Path) -> tuple[int, str]:
+    partition, ms, sequence, *_ = path.stem.split("-")
+    return int(partition[1:]), f"{ms}-{sequence}"
+
+
+def _order(journal_id: str) -> tuple[int, int]:
+    ms, _, sequence = journal_id.partition("-")
+    return int(ms), int(sequence)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

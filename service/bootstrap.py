@@ -1,0 +1,193 @@
+"""Wire the service: every dependency made in one place and passed on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from retrieval.bundle import load_bundle
+from retrieval.catalogue import Catalogue
+from service.adapters.embedded_store import store_url
+from service.adapters.parquet_archive import ParquetArchive
+from service.adapters.redis_store import RedisChangeLog, RedisJournal, RedisModelStore, RedisUserStates, connect
+from service.archive import Archiver
+from service.catalogue_writer import CatalogueWriter
+from service.config import Config
+from service.feedback import Feedback
+from service.follow import Follower
+from service.items_view import ItemsView
+from service.learn import LearnerLoop
+from service.metrics import Metrics
+from service.ports import Journal
+from service.recommend import Recommender
+from service.retriever import Retriever
+from service.served_model import ServedModel
+from service.spool import Spool
+
+# Writes and blocking reads may take longer than a request is allowed to wait.
+_WRITE_TIMEOUT_S = 5.0
+
+_log = structlog.get_logger("hone.bootstrap")
+
+
+def wall_clock_ms() -> int:
+    """Return unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def load_salt(config: Config) -> bytes:
+    """Return the configured salt, or the one of the data folder, made at first use."""
+    if config.salt:
+        return config.salt.encode()
+    path = config.data_path / "salt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Link a complete file into place, so that processes that start together agree on one salt.
+    fresh = path.with_name(f"salt.{os.getpid()}")
+    fresh.write_text(secrets.token_hex(16), encoding="ascii")
+    fresh.chmod(0o600)
+    with suppress(FileExistsError):
+        os.link(fresh, path)
+    fresh.unlink()
+    return path.read_text(encoding="ascii").encode()
+
+
+def load_retriever(config: Config) -> Retriever:
+    """Return a retriever on the current bundle, or one without vectors when none was built yet.
+
+    Raises:
+        BundleError: the current bundle is damaged.
+    """
+    root = index_root(config)
+    if not (root / "current").exists():
+        _log.warning("bootstrap.no_index", hint="hone index build makes one; popular, fresh and random still work")
+        return Retriever(Catalogue(), None)
+    return Retriever(Catalogue(), load_bundle(root))
+
+
+def index_root(config: Config) -> Path:
+    """Return the folder of the bundles."""
+    return config.data_path / "index"
+
+
+@dataclass(slots=True)
+class Worker:
+    """One API worker: its use cases and what keeps them current."""
+
+    config: Config
+    metrics: Metrics
+    items: ItemsView
+    models: dict[str, ServedModel]
+    recommender: Recommender
+    feedback: Feedback
+    writer: CatalogueWriter
+    follower: Follower
+    journal: Journal
+    spool: Spool
+    _clients: list[object]
+    _following: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Catch up with the streams, drain leftover spools, and follow."""
+        await self.follower.catch_up()
+        self.spool.start()
+        self._following = asyncio.create_task(self.follower.run())
+
+    @property
+    def is_following(self) -> bool:
+        """Return whether the streams are still applied."""
+        return self._following is not None and not self._following.done()
+
+    async def close(self) -> None:
+        """Ship the spool and close connections."""
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait({self._following})
+        await self.spool.close()
+        for client in self._clients:
+            await client.aclose()  # type: ignore[attr-defined]
+
+
+def build_worker(config: Config) -> Worker:
+    """Wire one API worker on the configured store."""
+    metrics = Metrics()
+    salt = load_salt(config)
+    url = store_url(config)
+    fast = connect(url, timeout_s=config.store.timeout_s)
+    # A failing pipeline closes its connections: stream writes have a client of their own, and so have blocking reads.
+    writes = connect(url, timeout_s=_WRITE_TIMEOUT_S)
+    reads = connect(url, timeout_s=None)
+    journal = RedisJournal(writes, n_partitions=config.store.partitions)
+    users = RedisUserStates(fast, config.store)
+    items = ItemsView(config.features, load_retriever(config))
+    names = {surface.model for surface in config.surfaces.values()}
+    served = {name: ServedModel(name, config.model_spec(name), metrics) for name in sorted(names)}
+    spool = Spool(config.data_path / "spool", journal, metrics)
+    return Worker(
+        config=config,
+        metrics=metrics,
+        items=items,
+        models=served,
+        recommender=Recommender(
+            config=config,
+            items=items,
+            models=served,
+            users=users,
+            journal=journal,
+            spool=spool,
+            metrics=metrics,
+            clock=wall_clock_ms,
+            salt=salt,
+        ),
+        feedback=Feedback(
+            config=config,
+            users=users,
+            journal=journal,
+            spool=spool,
+            metrics=metrics,
+            clock=wall_clock_ms,
+            salt=salt,
+        ),
+        writer=CatalogueWriter(
+            schema=config.features, log=RedisChangeLog(writes), users=RedisUserStates(writes, config.store)
+        ),
+        follower=Follower(
+            log=RedisChangeLog(reads), models=RedisModelStore(reads), items=items, served=served, metrics=metrics
+        ),
+        journal=journal,
+        spool=spool,
+        _clients=[fast, writes, reads],
+    )
+
+
+def build_learner(config: Config, model: str, metrics: Metrics) -> LearnerLoop:
+    """Wire the learner of one model."""
+    client = connect(store_url(config), timeout_s=_WRITE_TIMEOUT_S)
+    return LearnerLoop(
+        config=config,
+        model=model,
+        journal=RedisJournal(client, n_partitions=config.store.partitions),
+        models=RedisModelStore(client),
+        users=RedisUserStates(client, config.store),
+        metrics=metrics,
+        clock=wall_clock_ms,
+    )
+
+
+def build_archiver(config: Config, metrics: Metrics) -> Archiver:
+    """Wire the archiver."""
+    client = connect(store_url(config), timeout_s=_WRITE_TIMEOUT_S)
+    return Archiver(
+        config=config,
+        journal=RedisJournal(client, n_partitions=config.store.partitions),
+        models=RedisModelStore(client),
+        archive=ParquetArchive(config.data_path / "archive"),
+        metrics=metrics,
+        clock=wall_clock_ms,
+    )

@@ -1,0 +1,95 @@
+"""The records that features are encoded from: one function each for context, user and item."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime
+from typing import Any
+
+from bandit.features import attribute_shares
+from retrieval.items import Item
+from service.errors import InvalidRequest
+from service.messages import UserProfile
+from service.ports import UserState
+from service.wire import InlineAction
+
+FindItem = Callable[[str], Item | None]
+
+_MAX_CONTEXT_KEYS = 64
+_MAX_CONTEXT_TEXT = 256
+_MAX_CONTEXT_LIST = 64
+_TASTE_LIMIT = 8
+
+
+def check_context(context: Mapping[str, Any]) -> None:
+    """Refuse a context that is not flat, small and finite.
+
+    Raises:
+        InvalidRequest: names the key.
+    """
+    if len(context) > _MAX_CONTEXT_KEYS:
+        raise InvalidRequest(
+            f"context must have at most {_MAX_CONTEXT_KEYS} keys, got {len(context)}", path="$.context"
+        )
+    for key, value in context.items():
+        path = f"$.context.{key[:64]}"
+        if len(key) > _MAX_CONTEXT_TEXT:
+            raise InvalidRequest(f"a context key must have at most {_MAX_CONTEXT_TEXT} characters", path=path)
+        if isinstance(value, str) and len(value) > _MAX_CONTEXT_TEXT:
+            raise InvalidRequest(f"must have at most {_MAX_CONTEXT_TEXT} characters, got {len(value)}", path=path)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidRequest(f"must be finite, got {value}", path=path)
+        if isinstance(value, list):
+            texts = all(isinstance(entry, str) and len(entry) <= _MAX_CONTEXT_TEXT for entry in value)
+            if not texts or len(value) > _MAX_CONTEXT_LIST:
+                raise InvalidRequest(f"a list must hold at most {_MAX_CONTEXT_LIST} short texts", path=path)
+        elif value is not None and not isinstance(value, str | int | float):
+            raise InvalidRequest(f"must be text, a number, a boolean or a list, got {type(value).__name__}", path=path)
+
+
+def context_record(context: Mapping[str, Any], *, surface: str, seed: Item | None, now_ms: int) -> dict[str, Any]:
+    """Return what context features read: the caller's context, the surface, the hour (UTC) and the seed's genres."""
+    hour = (now_ms // 3_600_000) % 24
+    record: dict[str, Any] = {"hour": hour, **context, "surface": surface}
+    if seed is not None:
+        record["seed_genres"] = seed.attributes.get("genres")
+    return record
+
+
+def user_record(
+    profile: UserProfile, liked: Sequence[str], n_recent: int, find_item: FindItem, now_ms: int
+) -> dict[str, Any]:
+    """Return what user features read: the profile and shares of the genres of recently liked items."""
+    items = [item.attributes for item in map(find_item, liked) if item is not None]
+    return {
+        **profile.attributes,
+        "country": profile.country,
+        "age": viewer_age(profile, now_ms),
+        "n_recent": n_recent,
+        "recent_genres": attribute_shares(items, "genres", limit=_TASTE_LIMIT),
+    }
+
+
+def state_record(state: UserState, find_item: FindItem, now_ms: int) -> dict[str, Any]:
+    """Return `user_record` of a fetched state."""
+    return user_record(state.profile, liked_items(state), len(state.recent), find_item, now_ms)
+
+
+def liked_items(state: UserState) -> list[str]:
+    """Return the items of recent positive interactions, newest last."""
+    return [i.item_id for i in state.recent if (i.reward or 0.0) > 0.0]
+
+
+def item_record(item: Item | InlineAction) -> dict[str, Any]:
+    """Return what item features read: the attributes, and the item's own fields beside them."""
+    return {**item.attributes, "id": item.id, "creator": item.creator}
+
+
+def viewer_age(profile: UserProfile, now_ms: int) -> int | None:
+    """Return completed years at `now_ms` (UTC), None without a birth date."""
+    if profile.birth_date is None:
+        return None
+    born = date.fromisoformat(profile.birth_date)
+    today = datetime.fromtimestamp(now_ms / 1000, UTC).date()
+    return today.year - born.year - ((today.month, today.day) < (born.month, born.day))

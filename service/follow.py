@@ -1,0 +1,103 @@
+"""Follow the streams that every API worker applies: catalogue changes and weight deltas."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import msgspec
+import structlog
+
+from service.errors import StoreUnavailable
+from service.items_view import ITEMS_STREAM, ItemsView
+from service.messages import ModelSnapshot, WeightDelta, item_change_decoder
+from service.metrics import Metrics
+from service.ports import ChangeLog, Entry, ModelStore
+from service.served_model import ServedModel
+
+_BATCH = 1_000
+_BLOCK_MS = 1_000
+_RETRY_S = 0.2
+
+_log = structlog.get_logger("hone.follow")
+_delta_decoder = msgspec.msgpack.Decoder(WeightDelta)
+_snapshot_decoder = msgspec.msgpack.Decoder(ModelSnapshot)
+
+
+class Follower:
+    """Keeps one worker's view of items and models up to date."""
+
+    def __init__(
+        self,
+        *,
+        log: ChangeLog,
+        models: ModelStore,
+        items: ItemsView,
+        served: Mapping[str, ServedModel],
+        metrics: Metrics,
+    ) -> None:
+        self._log = log
+        self._models = models
+        self._items = items
+        self._served = {models.weights_stream(name): model for name, model in served.items()}
+        self._after = {ITEMS_STREAM: items.position, **dict.fromkeys(self._served, "0-0")}
+        self._metrics = metrics
+
+    async def catch_up(self) -> None:
+        """Load snapshots and read every stream to its present end; a worker serves after this."""
+        for stream in self._served:
+            await self._load_snapshot(stream)
+        while await self._read(block_ms=0):
+            # Thousands of items may come at once; let others run in between.
+            await asyncio.sleep(0)
+
+    async def run(self) -> None:
+        """Follow for ever; failed reads are counted and tried again."""
+        while True:
+            try:
+                await self._read(block_ms=_BLOCK_MS)
+            except StoreUnavailable as error:
+                self._metrics.follower_retries.inc()
+                _log.warning("follow.retry", error=str(error))
+                await asyncio.sleep(_RETRY_S)
+
+    async def apply_own(self, entry_id: str) -> None:
+        """Return once the items stream was applied up to an entry, so that the writer's own worker shows it at once."""
+        while _order(self._items.position) < _order(entry_id):
+            await asyncio.sleep(0.002)
+
+    async def _read(self, *, block_ms: int) -> int:
+        entries = await self._log.read(self._after, count=_BATCH, block_ms=block_ms)
+        for entry in entries:
+            if entry.stream == ITEMS_STREAM:
+                self._apply_item(entry)
+                self._after[entry.stream] = entry.entry_id
+            elif _order(entry.entry_id) > _order(self._after[entry.stream]):
+                self._after[entry.stream] = entry.entry_id
+                if not self._served[entry.stream].apply(_delta_decoder.decode(entry.payload)):
+                    self._metrics.model_gaps.inc()
+                    await self._load_snapshot(entry.stream)
+        self._metrics.catalogue_items.set(len(self._items.catalogue))
+        return len(entries)
+
+    def _apply_item(self, entry: Entry) -> None:
+        try:
+            self._items.apply(entry.entry_id, item_change_decoder.decode(entry.payload))
+        except (msgspec.MsgspecError, ValueError) as error:
+            # Refused at the door by every worker of this version; an older or newer one may have written it.
+            _log.error("follow.item_refused", entry_id=entry.entry_id, error=str(error))
+
+    async def _load_snapshot(self, stream: str) -> None:
+        model = self._served[stream]
+        stored = await self._models.load_snapshot(model.name)
+        if stored is None:
+            return
+        snapshot = _snapshot_decoder.decode(stored)
+        model.load(snapshot)
+        self._after[stream] = snapshot.stream_id
+        _log.info("follow.snapshot", model=model.name, version=snapshot.version)
+
+
+def _order(entry_id: str) -> tuple[int, int]:
+    ms, _, sequence = entry_id.partition("-")
+    return int(ms), int(sequence or 0)

@@ -1,0 +1,313 @@
+"""The one writer of a model: read the journal in order, join, learn, publish, checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+import structlog
+
+from bandit.features import FeatureSchema
+from bandit.joining import Joined, Joiner, JoinEvent, Position
+from bandit.learner import Learner
+from bandit.vw_format import encode as encode_features
+from service.config import Config
+from service.errors import StoreUnavailable
+from service.feedback import interaction_of
+from service.journal_reader import JournalReader, entry_id_of, just_before, position_of
+from service.messages import Checkpoint, ConfigChange, Event, Heartbeat, Interaction, ModelSnapshot, WeightDelta, encode
+from service.metrics import Metrics
+from service.ports import Journal, ModelStore, UserStates
+
+_BATCH = 512
+_BLOCK_MS = 50
+# Journal time must move for windows to close; an idle journal gets a heartbeat this often.
+_HEARTBEAT_MS = 1_000
+_SNAPSHOT_EVERY = 1_000
+
+_log = structlog.get_logger("hone.learn")
+
+
+class LearnedSlot(msgspec.Struct, frozen=True):
+    """What learning reads of a slot record; the fields mean what they mean there."""
+
+    item_id: str
+    propensity: float
+    reason: str
+    features: dict[str, dict[str, float]]
+
+
+class LearnedDecision(msgspec.Struct, frozen=True, tag_field="type", tag="decision"):
+    """What learning reads of a decision; skipping the candidate list makes decoding several times faster."""
+
+    event_id: str
+    surface: str
+    model: str
+    user_id: str | None
+    user_key: str
+    features: dict[str, dict[str, float]]
+    slots: list[LearnedSlot]
+    degraded: list[str]
+
+
+_decoder: msgspec.msgpack.Decoder[LearnedDecision | Event | Heartbeat | ConfigChange] = msgspec.msgpack.Decoder(
+    LearnedDecision | Event | Heartbeat | ConfigChange
+)
+
+
+class LearnerLoop:
+    """Learns one model; a crash anywhere gives the model of an undisturbed run.
+
+    Everything that is learned is a function of the journal's entries in order. The checkpoint says which of them were
+    applied; a new learner rebuilds open joins by rereading from the oldest open entry, without learning again.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        model: str,
+        journal: Journal,
+        models: ModelStore,
+        users: UserStates,
+        metrics: Metrics,
+        clock: Callable[[], int],
+    ) -> None:
+        self._config = config
+        self._model = model
+        self._schema: FeatureSchema = config.features
+        self._spec = config.model_spec(model)
+        self._journal = journal
+        self._models = models
+        self._users = users
+        self._metrics = metrics
+        self._clock = clock
+        self._policies = {name: s.reward for name, s in config.surfaces.items() if s.model == model}
+        longest_s = max((policy.window_s for policy in self._policies.values()), default=600.0)
+        self._joiner: Joiner[LearnedDecision] = Joiner(pending_ms=int(longest_s * 1000))
+        self._learner = Learner(self._spec)
+        self._reader = JournalReader(journal, {})
+        self._epoch = 0
+        self._version = 0
+        self._applied: dict[int, Position] = {}
+        self._n_published = 0
+        self._saved_at_ms = 0
+        self._newest_ms = 0
+
+    @property
+    def version(self) -> int:
+        """Return the last published version."""
+        return self._version
+
+    async def start(self) -> None:
+        """Take the next epoch, restore the checkpoint, rebuild open joins and publish a snapshot.
+
+        Raises:
+            ValueError: the checkpoint is of another feature schema or table size.
+        """
+        self._epoch = await self._models.take_epoch(self._model)
+        stored = await self._models.load_checkpoint(self._model)
+        if stored is not None:
+            await self._restore(msgspec.msgpack.decode(stored, type=Checkpoint))
+        newest = await self._models.last_delta(self._model)
+        published = await self._models.load_snapshot(self._model)
+        # Versions go on from what workers may have seen, also past the checkpoint.
+        seen = [self._version]
+        if newest is not None:
+            seen.append(msgspec.msgpack.decode(newest[1], type=WeightDelta).version)
+        if published is not None:
+            seen.append(msgspec.msgpack.decode(published, type=ModelSnapshot).version)
+        self._version = max(seen) + 1
+        await self._publish_snapshot(newest[0] if newest else "0-0")
+        # An empty delta on top of the snapshot: followers see that it is not theirs and load the snapshot.
+        await self._publish(b"", b"")
+        self._saved_at_ms = self._clock()
+        _log.info("learn.started", model=self._model, epoch=self._epoch, version=self._version)
+
+    async def step(self) -> int:
+        """Apply what came, publish what changed, checkpoint when due; return the number of entries applied.
+
+        Raises:
+            Fenced: another learner has taken over; this one must end.
+            StoreUnavailable: nothing is lost; entries that were applied stay applied, calling again goes on.
+        """
+        entries = await self._reader.read(count=_BATCH, block_ms=_BLOCK_MS)
+        interactions: dict[str, list[Interaction]] = {}
+        for position, payload in entries:
+            entry = self._decode(position, payload)
+            for joined in self._apply(position, entry):
+                self._learn(joined)
+            self._applied[position[1]] = position
+            self._newest_ms = position[0]
+            if isinstance(entry, Event):
+                user_id, item_id = self._about(entry)
+                if user_id and item_id:
+                    interaction = interaction_of(entry, item_id=item_id, config=self._config)
+                    interactions.setdefault(user_id, []).append(interaction)
+        await self._publish_change()
+        await self._repair_users(interactions)
+        now_ms = self._clock()
+        if now_ms - self._saved_at_ms >= self._config.models[self._model].checkpoint_s * 1000:
+            await self.save()
+        if not entries:
+            await self._beat(now_ms)
+        self._show(now_ms)
+        return len(entries)
+
+    async def save(self) -> None:
+        """Write the checkpoint under this learner's epoch."""
+        oldest = {}
+        for partition in self._applied:
+            open_position = self._joiner.oldest_open(partition)
+            oldest[str(partition)] = entry_id_of(open_position) if open_position else ""
+        checkpoint = Checkpoint(
+            epoch=self._epoch,
+            model_version=self._version,
+            schema_version=self._spec.schema_version,
+            positions={str(partition): entry_id_of(position) for partition, position in self._applied.items()},
+            oldest_open=oldest,
+            workspace=self._learner.serialize(),
+            n_learned=self._learner.n_learned,
+            loss_sum=self._learner.loss_sum,
+            counters=dict(self._joiner.counters),
+        )
+        await self._models.save_checkpoint(self._model, self._epoch, encode(checkpoint))
+        self._saved_at_ms = self._clock()
+
+    def _decode(self, position: Position, payload: bytes) -> Any:  # noqa: ANN401 - the union, or None
+        try:
+            return _decoder.decode(payload)
+        except msgspec.MsgspecError as error:
+            # Stopping here would stop learning for good; the entry stays in the journal and is counted.
+            self._joiner.counters["entry_unreadable"] += 1
+            _log.error("learn.unreadable", position=position, error=str(error))
+            return None
+
+    def _about(self, event: Event) -> tuple[str | None, str | None]:
+        """Return the user and item of an event, from its decision where it does not say."""
+        decision = self._joiner.payload_of(event.event_id) if event.event_id else None
+        item_id = event.item_id
+        if decision is not None and item_id is None and event.slot is not None and event.slot < len(decision.slots):
+            item_id = decision.slots[event.slot].item_id
+        return event.user_id or (decision.user_id if decision else None), item_id
+
+    def _apply(self, position: Position, entry: Any) -> list[Joined[LearnedDecision]]:  # noqa: ANN401 - the union
+        if isinstance(entry, LearnedDecision):
+            policy = self._policies.get(entry.surface)
+            if entry.model != self._model or policy is None:
+                return self._joiner.advance(position[0])
+            return self._joiner.add_decision(
+                position,
+                event_id=entry.event_id,
+                policy=policy,
+                item_ids=[slot.item_id for slot in entry.slots],
+                user_key=entry.user_key,
+                learnable=[slot.reason != "sponsored" for slot in entry.slots],
+                payload=entry,
+            )
+        if isinstance(entry, Event):
+            event = JoinEvent(
+                client_id=entry.client_id,
+                event_type=entry.event_type,
+                event_id=entry.event_id,
+                user_key=entry.user_key,
+                item_id=entry.item_id,
+                slot=entry.slot,
+                value=entry.value,
+            )
+            return self._joiner.add_event(position, event)
+        return self._joiner.advance(position[0])
+
+    def _learn(self, joined: Joined[LearnedDecision]) -> None:
+        if joined.kind == "late":
+            return
+        decision, slot = joined.payload, joined.payload.slots[joined.slot]
+        # The position is learned where the item stood; scoring uses the reference position.
+        shared = {**decision.features, "position": self._schema.named("position", {"slot": joined.slot})}
+        self._learner.learn(_encoded(shared), _encoded(slot.features), reward=joined.reward, propensity=slot.propensity)
+
+    async def _restore(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.schema_version != self._spec.schema_version:
+            raise ValueError(
+                f"model {self._model!r}: the checkpoint is of feature schema {checkpoint.schema_version}, "
+                f"the configuration declares {self._spec.schema_version}; use a new model name for a new schema"
+            )
+        self._learner = Learner(self._spec, checkpoint.workspace)
+        self._learner.n_learned, self._learner.loss_sum = checkpoint.n_learned, checkpoint.loss_sum
+        self._version = checkpoint.model_version
+        self._applied = {int(p): position_of(int(p), entry_id) for p, entry_id in checkpoint.positions.items()}
+        after = {
+            int(p): just_before(checkpoint.oldest_open[p]) if checkpoint.oldest_open[p] else entry_id
+            for p, entry_id in checkpoint.positions.items()
+        }
+        await self._rebuild_joins(JournalReader(self._journal, after))
+        self._joiner.counters.clear()
+        self._joiner.counters.update(checkpoint.counters)
+        self._reader = JournalReader(self._journal, {p: entry_id_of(at) for p, at in self._applied.items()})
+
+    async def _rebuild_joins(self, reader: JournalReader) -> None:
+        """Apply the entries up to the checkpoint again; what they join was learned already."""
+        last = max(self._applied.values(), default=(0, 0, 0))
+        while entries := await reader.read(count=_BATCH, block_ms=0):
+            for position, payload in entries:
+                if position > last:
+                    return
+                self._apply(position, self._decode(position, payload))
+
+    async def _publish_change(self) -> None:
+        change = self._learner.change()
+        if len(change.indices):
+            await self._publish(change.indices.astype("<u4").tobytes(), change.values.astype("<f4").tobytes())
+            self._learner.forget_change()
+
+    async def _publish(self, indices: bytes, values: bytes) -> None:
+        delta = WeightDelta(
+            epoch=self._epoch, base_version=self._version, version=self._version + 1, indices=indices, values=values
+        )
+        stream_id = await self._models.publish_delta(self._model, self._epoch, encode(delta))
+        self._version += 1
+        self._n_published += 1
+        if self._n_published % _SNAPSHOT_EVERY == 0:
+            await self._publish_snapshot(stream_id)
+
+    async def _publish_snapshot(self, stream_id: str) -> None:
+        weights = self._learner.all_weights()
+        snapshot = ModelSnapshot(
+            epoch=self._epoch,
+            version=self._version,
+            stream_id=stream_id,
+            schema_version=self._spec.schema_version,
+            bits=self._spec.bits,
+            arguments=self._spec.arguments(),
+            indices=weights.indices.astype("<u4").tobytes(),
+            values=weights.values.astype("<f4").tobytes(),
+        )
+        await self._models.publish_snapshot(self._model, self._epoch, encode(snapshot))
+
+    async def _repair_users(self, interactions: Mapping[str, list[Interaction]]) -> None:
+        """Add again what API workers add eagerly; the same bytes, so nothing doubles."""
+        try:
+            for user_id, of_user in interactions.items():
+                await self._users.add_interactions(user_id, of_user)
+        except StoreUnavailable:
+            self._metrics.user_state_failures.labels("repair").inc()
+
+    async def _beat(self, now_ms: int) -> None:
+        if self._joiner.n_open and now_ms - self._newest_ms >= _HEARTBEAT_MS:
+            beat = encode(Heartbeat(at_unix_ms=now_ms))
+            for partition in range(self._journal.n_partitions):
+                await self._journal.append(partition, [beat])
+
+    def _show(self, now_ms: int) -> None:
+        for reason, count in self._joiner.counters.items():
+            self._metrics.learner_outcomes.labels(reason).set(count)
+        self._metrics.model_version.labels(self._model).set(self._version)
+        if self._newest_ms:
+            self._metrics.learner_lag_seconds.set(max(0.0, (now_ms - self._newest_ms) / 1000))
+        if self._learner.n_learned:
+            self._metrics.learner_loss.set(self._learner.loss_sum / self._learner.n_learned)
+
+
+def _encoded(named: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    return {namespace: encode_features(namespace, features) for namespace, features in named.items()}

@@ -1,0 +1,118 @@
+"""Candidates to scored actions: from here on retrieval's candidate is the bandit's action."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bandit.dynamic import CategoryColumn, Column, encode_dynamic
+from bandit.policy import ActionFeatures
+from bandit.rules import NO_CODE, Columns
+from bandit.slate import ActionSet
+from bandit.vw_format import encode
+from retrieval.items import Item
+from service.errors import InvalidRequest
+from service.feature_records import item_record
+from service.items_view import ItemsView
+from service.retriever import Candidates
+from service.served_model import ServedModel
+from service.wire import InlineAction
+
+NamedFeatures = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """Scored actions in UTF-8 id order.
+
+    Attributes:
+        actions: What the slate is drawn from.
+        described: Items the caller described itself, by id.
+        sources: uint8 [n] positions in `source_names`.
+        source_names: Names of the sources.
+        affinity: float32 [n]; NaN where unknown.
+    """
+
+    actions: ActionSet
+    described: Mapping[str, InlineAction]
+    sources: np.ndarray[Any, np.dtype[np.uint8]]
+    source_names: Sequence[str]
+    affinity: np.ndarray[Any, np.dtype[np.float32]]
+
+
+def rank(view: ItemsView, model: ServedModel, named: NamedFeatures, candidates: Candidates) -> Ranked:
+    """Score catalogue candidates in one evaluation, without a loop over them."""
+    order = np.argsort(view.catalogue.rank_of(candidates.rows))
+    rows = candidates.rows[order]
+    columns: Columns = {
+        "creator": view.catalogue.creator[rows],
+        "available_at_unix_ms": view.catalogue.available_at_unix_ms[rows],
+        "discovery": view.retriever.under_explored(rows),
+    }
+    ids = [view.catalogue.item_ids[row] or "" for row in rows.tolist()]
+    sources, affinity = candidates.sources[order], candidates.affinity[order]
+    scores = _score(view, model, named, view.features.take(rows), sources, candidates.source_names, affinity)
+    return Ranked(
+        actions=ActionSet(ids=ids, scores=scores, columns=columns),
+        described={},
+        sources=sources,
+        source_names=candidates.source_names,
+        affinity=affinity,
+    )
+
+
+def rank_described(
+    view: ItemsView, model: ServedModel, named: NamedFeatures, candidates: Candidates, described: Sequence[InlineAction]
+) -> Ranked:
+    """Score actions that the caller described, together with catalogue candidates it named.
+
+    Raises:
+        InvalidRequest: an attribute is not of the kind its feature declares.
+    """
+    known = [item for row in candidates.rows.tolist() if (item := view.catalogue.items[row]) is not None]
+    everyone: list[Item | InlineAction] = sorted([*known, *described], key=lambda action: action.id)
+    try:
+        encoded = [view.schema.encode("item", item_record(action)) for action in everyone]
+    except ValueError as error:
+        raise InvalidRequest(str(error), path="$.candidates") from error
+    affinity_of = dict(zip((item.id for item in known), candidates.affinity.tolist(), strict=True))
+    creators: dict[str, int] = {}
+    codes = [NO_CODE if a.creator is None else creators.setdefault(a.creator, len(creators)) for a in everyone]
+    available = [a.available_at_unix_ms or 0 if isinstance(a, Item) else 0 for a in everyone]
+    n = len(everyone)
+    sources = np.zeros(n, dtype=np.uint8)
+    affinity = np.array([affinity_of.get(action.id, np.nan) for action in everyone], dtype=np.float32)
+    features = ActionFeatures.stack(encoded)
+    scores = _score(view, model, named, features, sources, candidates.source_names, affinity)
+    columns: Columns = {
+        "creator": np.array(codes, dtype=np.int32),
+        "available_at_unix_ms": np.array(available, dtype=np.int64),
+        "discovery": np.zeros(n, dtype=np.bool_),
+    }
+    return Ranked(
+        actions=ActionSet(ids=[action.id for action in everyone], scores=scores, columns=columns),
+        described={action.id: action for action in described},
+        sources=sources,
+        source_names=candidates.source_names,
+        affinity=affinity,
+    )
+
+
+def _score(
+    view: ItemsView,
+    model: ServedModel,
+    named: NamedFeatures,
+    features: ActionFeatures,
+    sources: np.ndarray[Any, np.dtype[np.uint8]],
+    source_names: Sequence[str],
+    affinity: np.ndarray[Any, np.dtype[np.float32]],
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    n = len(sources)
+    if not n:
+        return np.zeros(0, dtype=np.float32)
+    dynamic: dict[str, Column] = {"affinity": affinity, "source": CategoryColumn(codes=sources, names=source_names)}
+    shared = {namespace: encode(namespace, features_of) for namespace, features_of in named.items()}
+    return model.score(shared, {"item": features, "dynamic": encode_dynamic(view.schema, dynamic, n)})

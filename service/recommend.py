@@ -1,0 +1,312 @@
+"""Answer a recommendation: the one place where retrieval's candidates become the bandit's actions.
+
+Path: user state -> candidates -> eligibility -> scores -> slate -> spool -> response. One store call is awaited (a
+second only to claim an event id that the caller chose); everything between it and the spool runs without yielding, on
+one snapshot of catalogue, model and configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+
+import msgspec
+import numpy as np
+
+from bandit.randomness import Purpose, build_generator
+from bandit.rules import Discovery
+from bandit.slate import ActionSet, SlateWalk, SlotDraw, draw_slate
+from retrieval.filters import Viewer
+from service.config import Config, SurfaceConfig
+from service.decision_record import build_slot, pack_candidates, response_of
+from service.errors import Conflict, InvalidRequest, StoreUnavailable
+from service.feature_records import check_context, context_record, liked_items, state_record, viewer_age
+from service.items_view import ItemsView
+from service.messages import Decision, DecisionSummary, UserProfile, Versions, encode, journal_decoder
+from service.metrics import Metrics
+from service.numerics import build_event_id, keyed_digest, numerics_fingerprint
+from service.ports import Claim, Journal, UserState, UserStates
+from service.ranking import Ranked, rank, rank_described
+from service.retriever import CandidateQuery, Candidates
+from service.served_model import ServedModel
+from service.spool import Spool, SpoolEntry
+from service.wire import InlineAction, RecommendRequest, RecommendResponse
+
+NOBODY = UserState(profile=UserProfile(), recent=(), consumed=frozenset())
+# An event id answers with its first response for at least this long.
+MIN_CLAIM_MS = 3_600_000
+
+
+class Recommender:
+    """The recommend use case of one worker.
+
+    Args:
+        clock: unix milliseconds.
+        salt: secret key of randomness and user keys.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        items: ItemsView,
+        models: Mapping[str, ServedModel],
+        users: UserStates,
+        journal: Journal,
+        spool: Spool,
+        metrics: Metrics,
+        clock: Callable[[], int],
+        salt: bytes,
+    ) -> None:
+        self._config = config
+        self._items = items
+        self._models = models
+        self._users = users
+        self._journal = journal
+        self._spool = spool
+        self._metrics = metrics
+        self._clock = clock
+        self._salt = salt
+
+    async def recommend(self, request: RecommendRequest) -> RecommendResponse:
+        """Answer one request.
+
+        Raises:
+            InvalidRequest: a field cannot be used.
+            Conflict: the event id was answered for another request.
+        """
+        surface = self._check(request)
+        started = time.perf_counter()
+        now_ms = self._clock()
+        degraded: list[str] = []
+        state = await self._fetch_state(request.user_id, degraded)
+        fetched = time.perf_counter()
+        decision = self._decide(request, surface, state, now_ms, degraded)
+        decision.latency_ms["state"] = (fetched - started) * 1e3
+        return await self._record(request, surface, decision)
+
+    async def _fetch_state(self, user_id: str | None, degraded: list[str]) -> UserState:
+        if user_id is None:
+            return NOBODY
+        try:
+            async with asyncio.timeout(self._config.store.timeout_s):
+                return await self._users.fetch(user_id)
+        except (StoreUnavailable, TimeoutError):
+            self._metrics.user_state_failures.labels("fetch").inc()
+            degraded.append("features")
+            return NOBODY
+
+    def _check(self, request: RecommendRequest) -> SurfaceConfig:
+        surface = self._config.surfaces.get(request.surface)
+        if surface is None:
+            known = ", ".join(sorted(self._config.surfaces))
+            raise InvalidRequest(f"unknown surface {request.surface!r}, declared are {known}", path="$.surface")
+        if request.n > surface.max_n:
+            raise InvalidRequest(f"n must be at most {surface.max_n} on this surface, got {request.n}", path="$.n")
+        if request.candidates is None and request.n > len(self._items.catalogue):
+            size = len(self._items.catalogue)
+            raise InvalidRequest(f"n must not exceed the catalogue's {size} items, got {request.n}", path="$.n")
+        check_context(request.context)
+        return surface
+
+    def _decide(
+        self, request: RecommendRequest, surface: SurfaceConfig, state: UserState, now_ms: int, degraded: list[str]
+    ) -> Decision:
+        """Retrieve, score and draw: no await from here to the spool."""
+        event_id = request.event_id or build_event_id(now_ms)
+        model = self._models[surface.model]
+        watch = _Stopwatch()
+        query = self._query(request, surface, state, now_ms)
+        named = self._named_features(request, state, now_ms)
+        candidates, described = self._candidates(request, surface, query, event_id, degraded)
+        watch.lap("candidates")
+        ranked = self._rank(model, named, candidates, described)
+        watch.lap("score")
+        walk, draws, discovery_probability = self._draw(request, surface, ranked.actions, event_id, now_ms)
+        watch.lap("slate")
+        for part in degraded:
+            self._metrics.degraded.labels(part).inc()
+        return Decision(
+            event_id=event_id,
+            decided_at_unix_ms=now_ms,
+            surface=request.surface,
+            model=surface.model,
+            user_id=request.user_id,
+            user_key=keyed_digest(request.user_id, salt=self._salt) if request.user_id else "",
+            digest=blake2b(msgspec.json.encode(request, order="deterministic"), digest_size=16).hexdigest(),
+            context=request.context,
+            features=named,
+            versions=self._versions(model),
+            exploration=surface.exploration,
+            rules=surface.rules,
+            discovery_positions=list(walk.discovery_positions),
+            discovery_probability=discovery_probability,
+            candidates=pack_candidates(ranked),
+            slots=[build_slot(draw, ranked, self._config.features, self._items.catalogue.item) for draw in draws],
+            n_requested=request.n,
+            degraded=degraded,
+            latency_ms=watch.laps_ms,
+        )
+
+    def _versions(self, model: ServedModel) -> Versions:
+        return Versions(
+            model=model.version,
+            index=self._items.retriever.version,
+            catalogue=self._items.position,
+            config=self._config.version,
+            schema=self._config.features.version,
+            item_stats="0-0",
+            salt=1,
+            numerics=numerics_fingerprint(),
+        )
+
+    def _query(
+        self, request: RecommendRequest, surface: SurfaceConfig, state: UserState, now_ms: int
+    ) -> CandidateQuery:
+        hidden_ids = {*request.exclude, *(state.consumed if surface.seen == "drop" else ())}
+        if request.seed_item_id:
+            if self._items.catalogue.row(request.seed_item_id) is None:
+                raise InvalidRequest(f"unknown item {request.seed_item_id!r}", path="$.seed_item_id")
+            hidden_ids.add(request.seed_item_id)
+        rows = (self._items.catalogue.row(item_id) for item_id in hidden_ids)
+        gate = surface.age_gate
+        known_age = viewer_age(state.profile, now_ms)
+        age = None if gate is None else gate.unknown_user_age if known_age is None else known_age
+        country = request.context.get("country")
+        return CandidateQuery(
+            user_id=request.user_id,
+            liked=liked_items(state),
+            disliked=[i.item_id for i in state.recent if (i.reward or 0.0) < 0.0],
+            seed_item_id=request.seed_item_id,
+            viewer=Viewer(
+                age=age,
+                unknown_item_min_age=gate.unknown_item_min_age if gate else 0,
+                country=country if isinstance(country, str) else state.profile.country,
+                hidden_rows={row for row in rows if row is not None},
+            ),
+            now_ms=now_ms,
+        )
+
+    def _named_features(self, request: RecommendRequest, state: UserState, now_ms: int) -> dict[str, dict[str, float]]:
+        schema = self._config.features
+        find = self._items.catalogue.item
+        seed = find(request.seed_item_id) if request.seed_item_id else None
+        context = context_record(request.context, surface=request.surface, seed=seed, now_ms=now_ms)
+        try:
+            return {
+                "context": schema.named("context", context),
+                "user": schema.named("user", state_record(state, find, now_ms)),
+                # Scores are compared at a reference position; learning uses the real one.
+                "position": schema.named("position", {"slot": 0}),
+            }
+        except ValueError as error:
+            raise InvalidRequest(str(error), path="$.context") from error
+
+    def _candidates(
+        self,
+        request: RecommendRequest,
+        surface: SurfaceConfig,
+        query: CandidateQuery,
+        event_id: str,
+        degraded: list[str],
+    ) -> tuple[Candidates, list[InlineAction]]:
+        if request.candidates is None:
+            rng = build_generator(salt=self._salt, purpose="candidates", surface=request.surface, event_id=event_id)
+            retriever = self._items.retriever
+            return retriever.retrieve(query, surface.sources, limit=surface.n_candidates, rng=rng), []
+        described = [c for c in request.candidates if isinstance(c, InlineAction)]
+        item_ids = {c for c in request.candidates if isinstance(c, str)}
+        if len({c.id for c in described} | item_ids) != len(request.candidates):
+            raise InvalidRequest("candidates must not repeat an id", path="$.candidates")
+        excluded = set(request.exclude)
+        described = [c for c in described if c.id not in excluded]
+        rows = [row for row in map(self._items.catalogue.row, item_ids) if row is not None]
+        if len(rows) < len(item_ids):
+            degraded.append("unknown_candidates")
+        return self._items.retriever.rank_given(np.array(rows, dtype=np.int32), query), described
+
+    def _rank(
+        self,
+        model: ServedModel,
+        named: dict[str, dict[str, float]],
+        candidates: Candidates,
+        described: list[InlineAction],
+    ) -> Ranked:
+        if described:
+            return rank_described(self._items, model, named, candidates, described)
+        return rank(self._items, model, named, candidates)
+
+    def _draw(
+        self, request: RecommendRequest, surface: SurfaceConfig, actions: ActionSet, event_id: str, now_ms: int
+    ) -> tuple[SlateWalk, list[SlotDraw], float]:
+        def rng(purpose: Purpose) -> np.random.Generator:
+            return build_generator(salt=self._salt, purpose=purpose, surface=request.surface, event_id=event_id)
+
+        positions: tuple[int, ...] = ()
+        probability = 1.0
+        for rule in surface.rules:
+            if isinstance(rule, Discovery):
+                positions, probability = rule.draw_positions(request.n, rng("discovery"))
+        walk = SlateWalk(
+            actions=actions,
+            exploration=surface.exploration,
+            rules=surface.rules,
+            now_ms=now_ms,
+            discovery_positions=positions,
+        )
+        return walk, draw_slate(walk, rng("slot").random(request.n)), probability
+
+    async def _record(self, request: RecommendRequest, surface: SurfaceConfig, decision: Decision) -> RecommendResponse:
+        """Write the decision to the spool and answer; with a caller's event id, answer for who holds it."""
+        summary = DecisionSummary(
+            digest=decision.digest,
+            surface=decision.surface,
+            user_id=decision.user_id,
+            item_ids=[slot.item_id for slot in decision.slots],
+        )
+        entry = SpoolEntry(
+            payload=encode(decision),
+            event_id=decision.event_id,
+            summary=encode(summary),
+            ttl_ms=max(MIN_CLAIM_MS, int(surface.reward.window_s * 1000)),
+        )
+        try:
+            if request.event_id is None:
+                self._spool.append(entry)
+                return response_of(decision)
+            shipped = self._spool.append_and_ship(entry)
+        except OSError:
+            self._metrics.degraded.labels("log").inc()
+            return response_of(decision, degraded="log")
+        try:
+            async with asyncio.timeout(self._config.store.timeout_s):
+                claim = await asyncio.shield(shipped)
+        except TimeoutError:
+            self._metrics.degraded.labels("claim").inc()
+            return response_of(decision, degraded="claim")
+        assert claim is not None
+        return response_of(decision) if claim.is_new else await self._first_response(decision, claim)
+
+    async def _first_response(self, decision: Decision, claim: Claim) -> RecommendResponse:
+        if claim.summary.digest != decision.digest:
+            raise Conflict(f"event_id {decision.event_id!r} was answered for another request")
+        partition = self._journal.partition_of(decision.event_id)
+        stored = await self._journal.entry(partition, claim.journal_id)
+        if stored is None:
+            raise Conflict(f"event_id {decision.event_id!r} was answered and its response is no longer kept")
+        first = journal_decoder.decode(stored)
+        assert isinstance(first, Decision)
+        return response_of(first)
+
+
+class _Stopwatch:
+    def __init__(self) -> None:
+        self.laps_ms: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps_ms[name] = (now - self._last) * 1e3
+        self._last = now
