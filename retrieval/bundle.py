@@ -214,7 +214,8 @@ def read_embeddings(path: Path) -> Embeddings:
         BundleError: the file is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy leaves a damaged file open when it is given a path.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             ids = {name: msgspec.msgpack.decode(file[name].tobytes(), type=list[str]) for name in _ID_LISTS}
             alpha0, regularization = (float(value) for value in file["fold_in"])
             arrays = {name: file[name] for name in _ARRAYS}

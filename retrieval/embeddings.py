@@ -13,7 +13,7 @@ from implicit.cpu.als import AlternatingLeastSquares
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.linalg import lapack
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from retrieval.content import DEFAULT_BUCKETS, content_matrix, content_vector
 from retrieval.items import Item
