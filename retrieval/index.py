@@ -183,8 +183,7 @@ class HnswIndex:
             k: How many; all live vectors when there are fewer.
 
         Returns:
-            Labels int64 [<= k] and scores float64 [<= k] (inner products or cosines), best first. Fewer than
-            min(k, len) only if removals have cut parts of the graph off.
+            Labels int64 [min(k, len)] and scores float64 [min(k, len)] (inner products or cosines), best first.
 
         Raises:
             ValueError: the query has another dimension or is not finite.
@@ -310,25 +309,25 @@ class HnswIndex:
         if k < 1:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float64)
         point = np.append(query, np.float32(0)) if self.metric == "ip" else unit_rows(query[None, :])[0]
-        n_nodes = int(self._graph.get_current_count())
-        ef = max(self._ef, math.ceil(self.config.ef_per_neighbour * k))
-        while True:
-            # hnswlib does not save ef, and the right one depends on k: set it before every search.
-            self._graph.set_ef(ef)
-            try:
-                numbers, distances = self._graph.knn_query(point, k=k, num_threads=1)
-            except RuntimeError as error:
-                if "contiguous 2D array" not in str(error):
-                    raise
-            else:
-                return numbers[0].astype(np.int64), distances[0].astype(np.float64)
-            # Fewer than k live nodes were reached: first look wider, then, when the whole graph was open, ask for less.
-            if ef < n_nodes:
-                ef = min(4 * ef, n_nodes)
-            elif k > 1:
-                k = k * 3 // 4
-            else:
-                return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float64)
+        # hnswlib does not save ef, and the right one depends on k: set it before every search.
+        self._graph.set_ef(max(self._ef, math.ceil(self.config.ef_per_neighbour * k)))
+        try:
+            numbers, distances = self._graph.knn_query(point, k=k, num_threads=1)
+        except RuntimeError as error:
+            if "contiguous 2D array" not in str(error):
+                raise
+            # Fewer than k live nodes can be reached from the entry point, however large ef is.
+            return self._scan(point, k)
+        return numbers[0].astype(np.int64), distances[0].astype(np.float64)
+
+    def _scan(self, point: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Compare every live node: right, and affordable because graphs with so few reachable nodes are small."""
+        live = self._number_of[self._number_of >= 0]
+        points = np.asarray(self._graph.get_items(live), dtype=np.float64)
+        wide = point.astype(np.float64)
+        distances = 1.0 - points @ wide if self.metric == "cosine" else np.square(points - wide).sum(axis=1)
+        numbers, negated = best_first(live, -distances, k)
+        return numbers, -negated
 
     def _scores(self, query: NDArray[np.float32], distances: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.metric == "cosine":

@@ -81,7 +81,7 @@ def test_a_changed_index_refuses_to_be_saved(tmp_path: Path) -> None:
 def test_slots_of_removed_labels_are_reused() -> None:
     index = HnswIndex(8, norm_bound=10.0, capacity=100)
     index.add(np.arange(100), _vectors(100))
-    for turn in range(20):
+    for turn in range(7):
         index.remove(np.arange(10) + 10 * turn)
         index.add(np.arange(10) + 10 * turn + 100, _vectors(10, seed=turn))
     assert len(index) == 100
@@ -91,6 +91,41 @@ def test_slots_of_removed_labels_are_reused() -> None:
 def test_a_lower_ef_than_k_still_gives_k() -> None:
     index = HnswIndex.build(_vectors(500), config=HnswConfig(ef=1, ef_per_neighbour=0.0))
     assert len(index.search(_vectors(1, seed=1)[0], 300)[0]) == 300
+
+
+@pytest.mark.parametrize("metric", ["ip", "cosine"])
+def test_nodes_that_the_graph_cannot_reach_are_still_returned_when_k_needs_them(metric: str) -> None:
+    vectors, query = _vectors(500), _vectors(1, seed=1)[0]
+    index = HnswIndex.build(vectors, metric=metric, config=HnswConfig(links=2, ef_construction=2))
+    with pytest.raises(RuntimeError, match="contiguous 2D array"):
+        index._graph.knn_query(index._points(query[None, :]), k=500)
+    oracle = ExactIndex(8, metric=metric)
+    oracle.add(np.arange(500), vectors)
+    labels, scores = index.search(query, 500)
+    assert sorted(labels.tolist()) == list(range(500))
+    np.testing.assert_allclose(scores, oracle.search(query, 500)[1], atol=1e-5)
+
+
+def test_every_vector_added_among_deleted_neighbours_is_found() -> None:
+    near, far, fresh = (_vectors(n, seed=seed) * 0.05 for seed, n in enumerate((600, 600, 200)))
+    near[:, 0] += 1.0
+    far[:, 1] += 1.0
+    fresh[:, 0] += 1.0
+    config = HnswConfig(links=2, ef=10, ef_construction=20)
+    index = HnswIndex.build(np.concatenate([near, far]), metric="cosine", config=config)
+    index.remove(np.arange(600))
+    index.add(np.arange(2000, 2200), fresh)
+    assert index.n_aside > 0
+    for row in range(200):
+        assert index.search(fresh[row], 10)[0][0] == 2000 + row
+
+
+def test_a_graph_that_was_emptied_takes_new_vectors_itself() -> None:
+    index = HnswIndex.build(_vectors(300), metric="cosine")
+    index.remove(np.arange(300))
+    index.add(np.arange(50), _vectors(50, seed=1))
+    assert (len(index), index.n_aside) == (50, 0)
+    assert index._graph.get_current_count() == 50
 
 
 def test_search_survives_more_removals_than_ef_reaches() -> None:
