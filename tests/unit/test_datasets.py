@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import hashlib
 import io
+import json
 import sqlite3
 import threading
 import zipfile
@@ -17,9 +18,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from retrieval.items import Item
+from service.cli import offline as cli
 from service.offline import OfflineError, TrainingConfig, build_index, read_items, train_embeddings
+from simulators.commands import data
 from simulators.datasets import movielens, prepare
 from simulators.datasets.fetch import (
     FILMS,
@@ -408,3 +413,49 @@ def test_unusable_inputs_are_named(tmp_path: Path) -> None:
         train_embeddings(tmp_path / "items.ndjson", tmp_path / "absent.parquet", tmp_path / "out.npz")
     with pytest.raises(OfflineError, match="embeddings cannot be read"):
         build_index(tmp_path / "absent.npz", tmp_path / "index")
+
+
+# Command line ----------------------------------------------------------------------------------------------------
+
+
+def test_fetching_offline_with_nothing_cached_ends_with_one_and_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HONE_CACHE_DIR", str(tmp_path / "cache"))
+    result = CliRunner().invoke(data, ["fetch", "--offline", "--data-dir", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "nothing cached" in result.stderr
+    assert FILMS.notice in result.stderr
+    assert result.stdout == ""
+
+
+def test_preparing_before_fetching_says_what_to_run(tmp_path: Path) -> None:
+    result = CliRunner().invoke(data, ["prepare", "--data-dir", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "run `hone data fetch` first" in result.stderr
+
+
+def test_prepare_trains_and_builds_once(tmp_path: Path, inputs: tuple[Fetched, Fetched]) -> None:
+    prepare.prepare_demo(tmp_path / "demo", film_files=inputs[0], rating_files=inputs[1])
+    arguments = ["prepare", "--json", "--data-dir", str(tmp_path)]
+    first, second, forced = (
+        json.loads(CliRunner().invoke(data, arguments + extra).stdout) for extra in ([], [], ["--force"])
+    )
+    assert [run["trained"] for run in (first, second, forced)] == [True, False, True]
+    assert [run["index"]["built"] for run in (first, second, forced)] == [True, False, True]
+    assert first["index"]["version"] == second["index"]["version"] == forced["index"]["version"]
+
+
+def test_train_and_build_refuse_missing_inputs_with_one_and_wrong_options_with_two(tmp_path: Path) -> None:
+    for app, command in ((cli.embeddings, "train"), (cli.index, "build")):
+        missing = CliRunner().invoke(app, [command, "--data-dir", str(tmp_path)])
+        assert missing.exit_code == 1
+        assert missing.stderr.startswith("hone: ")
+        assert CliRunner().invoke(app, [command, "--nonsense"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("app", "command"), [(data, "fetch"), (data, "prepare"), (cli.embeddings, "train"), (cli.index, "build")]
+)
+def test_every_help_has_an_example(app: typer.Typer, command: str) -> None:
+    assert "Example: hone " in CliRunner().invoke(app, [command, "--help"]).stdout
