@@ -25,7 +25,7 @@ from service.follow import Follower
 from service.items_view import ItemsView
 from service.learn import LearnerLoop
 from service.metrics import Metrics
-from service.ports import Journal
+from service.ports import Journal, UserStates
 from service.recommend import Recommender
 from service.retriever import Retriever
 from service.served_model import ServedModel
@@ -68,7 +68,8 @@ def load_retriever(config: Config) -> Retriever:
     if not (root / "current").exists():
         _log.warning("bootstrap.no_index", hint="hone index build makes one; popular, fresh and random still work")
         return Retriever(Catalogue(), None)
-    return Retriever(Catalogue(), load_bundle(root))
+    key = config.artefact_key.encode() or None
+    return Retriever(Catalogue(), load_bundle(root, hmac_key=key))
 
 
 def index_root(config: Config) -> Path:
@@ -89,6 +90,7 @@ class Worker:
     writer: CatalogueWriter
     follower: Follower
     journal: Journal
+    users: UserStates
     spool: Spool
     _clients: list[object]
     _following: asyncio.Task[None] | None = None
@@ -161,6 +163,7 @@ def build_worker(config: Config) -> Worker:
             log=RedisChangeLog(reads), models=RedisModelStore(reads), items=items, served=served, metrics=metrics
         ),
         journal=journal,
+        users=users,
         spool=spool,
         _clients=[fast, writes, reads],
     )

@@ -174,6 +174,8 @@ class Config(Section, frozen=True, kw_only=True):
     Attributes:
         data_dir: Folder of everything that Hone writes.
         salt: Secret of the randomness and of user keys; the default is made at first start and kept in the data folder.
+        artefact_key: Signs the manifests of bundles; with a key an unsigned or wrongly signed bundle is refused.
+        log_level: debug, info, warning or error.
         http: The API.
         store: The store.
         archive: The archive.
@@ -184,6 +186,8 @@ class Config(Section, frozen=True, kw_only=True):
 
     data_dir: str = "var"
     salt: str = ""
+    artefact_key: str = ""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
     http: HttpConfig = msgspec.field(default_factory=HttpConfig)
     store: StoreConfig = msgspec.field(default_factory=StoreConfig)
     archive: ArchiveConfig = msgspec.field(default_factory=ArchiveConfig)

@@ -42,14 +42,15 @@ class Follower:
         self._served = {models.weights_stream(name): model for name, model in served.items()}
         self._after = {ITEMS_STREAM: items.position, **dict.fromkeys(self._served, "0-0")}
         self._metrics = metrics
+        self._applied = asyncio.Condition()
 
     async def catch_up(self) -> None:
         """Load snapshots and read every stream to its present end; a worker serves after this."""
         for stream in self._served:
             await self._load_snapshot(stream)
-        while await self._read(block_ms=0):
-            # Thousands of items may come at once; let others run in between.
-            await asyncio.sleep(0)
+        more = True
+        while more:
+            more = bool(await self._read(block_ms=0))
 
     async def run(self) -> None:
         """Follow for ever; failed reads are counted and tried again."""
@@ -63,8 +64,8 @@ class Follower:
 
     async def apply_own(self, entry_id: str) -> None:
         """Return once the items stream was applied up to an entry, so that the writer's own worker shows it at once."""
-        while _order(self._items.position) < _order(entry_id):
-            await asyncio.sleep(0.002)
+        async with self._applied:
+            await self._applied.wait_for(lambda: _order(self._items.position) >= _order(entry_id))
 
     async def _read(self, *, block_ms: int) -> int:
         entries = await self._log.read(self._after, count=_BATCH, block_ms=block_ms)
@@ -78,6 +79,8 @@ class Follower:
                     self._metrics.model_gaps.inc()
                     await self._load_snapshot(entry.stream)
         self._metrics.catalogue_items.set(len(self._items.catalogue))
+        async with self._applied:
+            self._applied.notify_all()
         return len(entries)
 
     def _apply_item(self, entry: Entry) -> None:

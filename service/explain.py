@@ -1,0 +1,70 @@
+"""Why each slot: sources, features, boosts, rules that gave way, and the arithmetic of the propensity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from service.decision_record import walk_of
+from service.messages import Decision, SlotRecord
+
+
+def explain(decision: Decision) -> dict[str, Any]:
+    """Return the explanation of a decision as plain values, recomputed from its record alone."""
+    walk = walk_of(decision)
+    slots = []
+    for index, record in enumerate(decision.slots):
+        here = walk.pmf()
+        assert here is not None
+        is_greedy = bool(here.greedy[np.searchsorted(here.feasible, record.action)])
+        slots.append(_explain_slot(decision, record, index, float(walk.boosted[record.action]), is_greedy=is_greedy))
+        walk.place(record.action)
+    exploration = decision.exploration
+    return {
+        "event_id": decision.event_id,
+        "surface": decision.surface,
+        "decided_at_unix_ms": decision.decided_at_unix_ms,
+        "versions": decision.versions,
+        "exploration": exploration,
+        "rules": decision.rules,
+        "discovery_positions": decision.discovery_positions,
+        "degraded": decision.degraded,
+        "n_candidates": len(decision.candidates.ids),
+        "features": decision.features,
+        "slots": slots,
+        "slate_propensity": float(np.prod([slot.propensity for slot in decision.slots])),
+        "latency_ms": decision.latency_ms,
+    }
+
+
+def _explain_slot(
+    decision: Decision, record: SlotRecord, index: int, boosted: float, *, is_greedy: bool
+) -> dict[str, Any]:
+    exploration, candidates = decision.exploration, decision.candidates
+    n = record.n_feasible
+    uniform = exploration.rate * exploration.uniform_share / n
+    # The record holds the whole; the greedy and uniform parts follow from it, the shortlist part is the rest.
+    greedy = (1.0 - exploration.rate) / record.n_greedy if is_greedy else 0.0
+    shortlist = record.propensity - greedy - uniform
+    scores = np.frombuffer(candidates.scores, dtype="<f4")
+    return {
+        "slot": index,
+        "item_id": record.item_id,
+        "source": candidates.source_names[candidates.sources[record.action]],
+        "reason": record.reason,
+        "score": float(scores[record.action]),
+        "boost": record.boost,
+        "boosted_score": boosted,
+        "greedy_item_id": candidates.ids[record.greedy_action],
+        "propensity": record.propensity,
+        "arithmetic": {"greedy": greedy, "shortlist": shortlist, "uniform": uniform},
+        "in_words": (
+            f"{record.item_id} was drawn with probability {record.propensity:.6f} from {n} feasible items: "
+            f"{greedy:.6f} for being best, {shortlist:.6f} from the shortlist, {uniform:.6f} from the uniform share."
+        ),
+        "uniform_drawn": record.uniform,
+        "cumulative_before": record.cumulative_before,
+        "rules_that_gave_way": record.gave_way,
+        "features": record.features,
+    }
