@@ -9,7 +9,7 @@ table that every search scans exactly. So does a later vector that a search of t
 (deleted neighbours route, but are not linked to). Results are the same, only slower: rebuild when `n_aside` grows.
 
 On the demo catalogue the norm dimension finds 0.99 of the 1,000 largest inner products, hnswlib's own `ip` space
-0.43: there, short vectors get no incoming links.
+less than half: there, short vectors get no incoming links.
 """
 
 from __future__ import annotations
