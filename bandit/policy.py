@@ -118,7 +118,7 @@ class WeightTable:
                 for half, value in zip(hashed, shared[first].values, strict=True):
                     total = total + value * weights[(half ^ action.indices) & mask]
             cost += np.einsum("ij,ij->i", total, action.values, dtype=np.float64)
-        scores: Float32Array = np.negative(cost).astype(np.float32)
+        scores: Float32Array = (0.0 - cost).astype(np.float32)
         return scores
 
 
@@ -142,7 +142,7 @@ class VwReference:
         costs = np.zeros(n, dtype=np.float32)
         for position, cost in predict_costs(self._workspace, examples):
             costs[position] = cost
-        return np.negative(costs)
+        return 0.0 - costs
 
 
 def row_features(features: ActionFeatures, row: int) -> Encoded:

@@ -87,6 +87,31 @@ class Freshness(
         return np.where(available != 0.0, self.boost * np.exp2(-age_days / self.half_life_days), 0.0)
 
 
+class Prior(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="prior"):
+    """Add `weight` times a numeric column to the score: what is known before the model has learned anything.
+
+    Attributes:
+        weight: Factor, in units of the score for each unit of the column.
+        column: float column; NaN adds nothing.
+    """
+
+    weight: float
+    column: str = "affinity"
+
+    def __post_init__(self) -> None:
+        """Refuse a weight that is not finite.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if not math.isfinite(self.weight):
+            raise ValueError(f"prior weight must be finite, got {self.weight}")
+
+    def build_boost(self, columns: Columns, now_ms: int) -> Float64Array:
+        """Return float64 [n]; time does not matter."""
+        return self.weight * np.nan_to_num(columns[self.column].astype(np.float64))
+
+
 class Discovery(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="discovery"
 ):
@@ -126,4 +151,4 @@ class Discovery(
         return positions, number_probability / math.comb(n_slots, count)
 
 
-Rule = MaxPer | Freshness | Discovery
+Rule = MaxPer | Freshness | Prior | Discovery

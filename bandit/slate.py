@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bandit.exploration import Exploration, Float64Array, build_pmf
-from bandit.rules import BoolArray, Columns, Discovery, Freshness, MaxPer, Rule
+from bandit.rules import BoolArray, Columns, Discovery, Freshness, MaxPer, Prior, Rule
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -103,7 +103,7 @@ class SlateWalk:
         n = len(self.actions.ids)
         self.boosts = np.zeros(n)
         for rule in self.rules:
-            if isinstance(rule, Freshness):
+            if isinstance(rule, Freshness | Prior):
                 self.boosts += rule.build_boost(self.actions.columns, self.now_ms)
         self.boosted = self.actions.scores.astype(np.float64) + self.boosts
         self._open = np.ones(n, dtype=np.bool_)

@@ -17,13 +17,12 @@ from service.wire import RecommendedItem, RecommendResponse
 
 def pack_candidates(ranked: Ranked) -> CandidateList:
     """Pack the ordered candidate list, little-endian."""
-    columns: dict[str, np.ndarray[Any, Any]] = {**ranked.actions.columns, "affinity": ranked.affinity}
     return CandidateList(
         ids=list(ranked.actions.ids),
         scores=ranked.actions.scores.astype("<f4").tobytes(),
         sources=ranked.sources.tobytes(),
         source_names=list(ranked.source_names),
-        columns={name: _pack(column) for name, column in columns.items()},
+        columns={name: _pack(column) for name, column in ranked.actions.columns.items()},
     )
 
 

@@ -51,6 +51,7 @@ def rank(view: ItemsView, model: ServedModel, named: NamedFeatures, candidates: 
         "creator": view.catalogue.creator[rows],
         "available_at_unix_ms": view.catalogue.available_at_unix_ms[rows],
         "discovery": view.retriever.under_explored(rows),
+        "affinity": candidates.affinity[order],
     }
     ids = [view.catalogue.item_ids[row] or "" for row in rows.tolist()]
     sources, affinity = candidates.sources[order], candidates.affinity[order]
@@ -91,6 +92,7 @@ def rank_described(
         "creator": np.array(codes, dtype=np.int32),
         "available_at_unix_ms": np.array(available, dtype=np.int64),
         "discovery": np.zeros(n, dtype=np.bool_),
+        "affinity": affinity,
     }
     return Ranked(
         actions=ActionSet(ids=[action.id for action in everyone], scores=scores, columns=columns),
