@@ -7,7 +7,19 @@ from typing import Any
 import numpy as np
 
 from service.decision_record import walk_of
-from service.messages import Decision, SlotRecord
+from service.messages import Decision, SlotRecord, journal_decoder
+from service.ports import Journal
+
+
+async def find_decision(journal: Journal, event_id: str) -> Decision | None:
+    """Return a decision that is still in the journal, None otherwise."""
+    (claim,) = await journal.claims([event_id])
+    stored = None if claim is None else await journal.entry(journal.partition_of(event_id), claim.journal_id)
+    if stored is None:
+        return None
+    found = journal_decoder.decode(stored)
+    assert isinstance(found, Decision)
+    return found
 
 
 def explain(decision: Decision) -> dict[str, Any]:

@@ -120,6 +120,8 @@ class Decision(Stored, frozen=True, kw_only=True, tag_field="type", tag="decisio
         user_key: Keyed BLAKE2b of the user id, hexadecimal; empty for anonymous.
         digest: BLAKE2b of the request, to tell a retry from a clash of event ids.
         context: Context as sent.
+        seed_item_id: Seed as sent.
+        recent_ids: Client ids of the recent interactions that user features were made of, oldest first.
         features: Shared features as served, by namespace and name.
         versions: What it was decided with.
         exploration: Policy parameters.
@@ -141,6 +143,8 @@ class Decision(Stored, frozen=True, kw_only=True, tag_field="type", tag="decisio
     user_key: str
     digest: str
     context: dict[str, Any]
+    seed_item_id: str | None
+    recent_ids: list[str]
     features: dict[str, dict[str, float]]
     versions: Versions
     exploration: Exploration

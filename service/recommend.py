@@ -22,9 +22,10 @@ from retrieval.filters import Viewer
 from service.config import Config, SurfaceConfig
 from service.decision_record import build_slot, pack_candidates, response_of
 from service.errors import Conflict, InvalidRequest, StoreUnavailable
+from service.explain import find_decision
 from service.feature_records import check_context, context_record, liked_items, state_record, viewer_age
 from service.items_view import ItemsView
-from service.messages import Decision, DecisionSummary, UserProfile, Versions, encode, journal_decoder
+from service.messages import Decision, DecisionSummary, UserProfile, Versions, encode
 from service.metrics import Metrics
 from service.numerics import build_event_id, keyed_digest, numerics_fingerprint
 from service.ports import Claim, Journal, UserState, UserStates
@@ -137,6 +138,8 @@ class Recommender:
             user_key=keyed_digest(request.user_id, salt=self._salt) if request.user_id else "",
             digest=blake2b(msgspec.json.encode(request, order="deterministic"), digest_size=16).hexdigest(),
             context=request.context,
+            seed_item_id=request.seed_item_id,
+            recent_ids=[interaction.client_id for interaction in state.recent],
             features=named,
             versions=self._versions(model),
             exploration=surface.exploration,
@@ -292,12 +295,9 @@ class Recommender:
     async def _first_response(self, decision: Decision, claim: Claim) -> RecommendResponse:
         if claim.summary.digest != decision.digest:
             raise Conflict(f"event_id {decision.event_id!r} was answered for another request")
-        partition = self._journal.partition_of(decision.event_id)
-        stored = await self._journal.entry(partition, claim.journal_id)
-        if stored is None:
+        first = await find_decision(self._journal, decision.event_id)
+        if first is None:
             raise Conflict(f"event_id {decision.event_id!r} was answered and its response is no longer kept")
-        first = journal_decoder.decode(stored)
-        assert isinstance(first, Decision)
         return response_of(first)
 
 

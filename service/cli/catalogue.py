@@ -72,7 +72,6 @@ def _import(
     put: Callable[[CatalogueWriter, list[T]], Awaitable[None]],
 ) -> int:
     """Decode and put a file in chunks; the first bad line ends it, and names itself."""
-
     n_total = path.stat().st_size
 
     async def run(url: str) -> int:

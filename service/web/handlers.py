@@ -10,9 +10,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.errors import InvalidRequest, NotFound
-from service.explain import explain
-from service.messages import Decision, journal_decoder
-from service.ports import Journal
+from service.explain import explain, find_decision
 from service.web.bodies import decode_each, is_ndjson, read_body
 from service.web.keys import READY, WORKER
 from service.web.openapi import build_openapi
@@ -75,20 +73,11 @@ async def reward(request: web.Request) -> web.Response:
 
 async def decision(request: web.Request) -> web.Response:
     """GET /v1/decisions/{event_id}: why each slot."""
-    worker = request.app[WORKER]
-    return json_response(explain(await _find_decision(worker.journal, request.match_info["event_id"])))
-
-
-async def _find_decision(journal: Journal, event_id: str) -> Decision:
-    (claim,) = await journal.claims([event_id])
-    if claim is None:
-        raise NotFound(f"no decision {event_id!r}, or it is older than its attribution window")
-    stored = await journal.entry(journal.partition_of(event_id), claim.journal_id)
-    if stored is None:
-        raise NotFound(f"decision {event_id!r} has left the journal for the archive")
-    found = journal_decoder.decode(stored)
-    assert isinstance(found, Decision)
-    return found
+    event_id = request.match_info["event_id"]
+    found = await find_decision(request.app[WORKER].journal, event_id)
+    if found is None:
+        raise NotFound(f"no decision {event_id!r} in the journal; older ones are in the archive")
+    return json_response(explain(found))
 
 
 async def surfaces(request: web.Request) -> web.Response:
