@@ -1,0 +1,270 @@
+"""The ports in memory, for tests and the closed-loop simulator: one process, nothing survives it, time is given.
+
+Adapters made on one `MemoryStore` see each other's streams, as clients of one server do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import msgspec
+
+from service.adapters.memory_streams import MemoryStore
+from service.config import StoreConfig
+from service.errors import Fenced
+from service.messages import Interaction, JournalEntry, UserProfile, encode, summary_decoder
+from service.ports import Claim, Entry, Shipment, UserState
+
+
+@dataclass(frozen=True, slots=True)
+class _HeldClaim:
+    journal_id: str
+    summary: bytes
+    expires_at_ms: int
+
+
+class MemoryJournal:
+    """`Journal` in memory."""
+
+    def __init__(self, store: MemoryStore, *, n_partitions: int = 1) -> None:
+        self._store = store
+        self.n_partitions = n_partitions
+        self._claims: dict[str, _HeldClaim] = {}
+
+    def partition_of(self, event_id: str) -> int:
+        """Return blake2b(event_id) mod P."""
+        return int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest(), "little") % self.n_partitions
+
+    async def ship(self, shipments: Sequence[Shipment]) -> list[Claim]:
+        """Claim and append."""
+        claims = []
+        for shipment in shipments:
+            held = self._held(shipment.event_id)
+            is_new = held is None
+            if held is None:
+                journal_id = self._store.add(_journal(self.partition_of(shipment.event_id)), shipment.entry)
+                held = _HeldClaim(journal_id, shipment.summary, self._store.clock() + shipment.ttl_ms)
+                self._claims[shipment.event_id] = held
+            claims.append(_claim(held, is_new=is_new))
+        await self._store.announce()
+        return claims
+
+    async def append(self, partition: int, entries: Sequence[bytes]) -> list[str]:
+        """Append."""
+        ids = [self._store.add(_journal(partition), entry) for entry in entries]
+        await self._store.announce()
+        return ids
+
+    async def read(self, after: Mapping[int, str], *, count: int, block_ms: int) -> dict[int, list[tuple[str, bytes]]]:
+        """Read after ids."""
+        names = {_journal(partition): partition for partition in after}
+        streams = {_journal(partition): entry_id for partition, entry_id in after.items()}
+        found = await self._store.read(streams, count=count, block_ms=block_ms)
+        return {names[name]: entries for name, entries in found.items()}
+
+    async def claims(self, event_ids: Sequence[str]) -> list[Claim | None]:
+        """Look claims up."""
+        await asyncio.sleep(0)
+        found = [self._held(event_id) for event_id in event_ids]
+        return [None if held is None else _claim(held, is_new=False) for held in found]
+
+    async def entry(self, partition: int, journal_id: str) -> bytes | None:
+        """Look one entry up."""
+        await asyncio.sleep(0)
+        return self._store.streams[_journal(partition)].get(journal_id)
+
+    async def trim(self, partition: int, before: str) -> int:
+        """Drop what is before an id."""
+        await asyncio.sleep(0)
+        return self._store.streams[_journal(partition)].trim(before)
+
+    def _held(self, event_id: str) -> _HeldClaim | None:
+        held = self._claims.get(event_id)
+        if held is not None and held.expires_at_ms <= self._store.clock():
+            del self._claims[event_id]
+            return None
+        return held
+
+
+class MemoryChangeLog:
+    """`ChangeLog` in memory."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    async def append(self, stream: str, entries: Sequence[bytes]) -> list[str]:
+        """Append."""
+        ids = [self._store.add(stream, entry) for entry in entries]
+        await self._store.announce()
+        return ids
+
+    async def read(self, after: Mapping[str, str], *, count: int, block_ms: int) -> list[Entry]:
+        """Read after ids."""
+        found = await self._store.read(after, count=count, block_ms=block_ms)
+        return [
+            Entry(stream=name, entry_id=entry_id, payload=payload)
+            for name, entries in found.items()
+            for entry_id, payload in entries
+        ]
+
+
+@dataclass(slots=True)
+class _Interactions:
+    """Values by member, ordered by (time, member) as a sorted set orders them; all expire together."""
+
+    at_unix_ms: dict[bytes, int]
+    expires_at_ms: int
+
+    def members(self) -> list[bytes]:
+        return sorted(self.at_unix_ms, key=lambda member: (self.at_unix_ms[member], member))
+
+    def keep(self, limit: int) -> None:
+        for member in self.members()[: max(0, len(self.at_unix_ms) - limit)]:
+            del self.at_unix_ms[member]
+
+
+class MemoryUserStates:
+    """`UserStates` in memory."""
+
+    def __init__(self, store: MemoryStore, config: StoreConfig) -> None:
+        self._clock = store.clock
+        self._config = config
+        self._profiles: dict[str, UserProfile] = {}
+        self._recent: dict[str, _Interactions] = {}
+        self._consumed: dict[str, _Interactions] = {}
+
+    async def fetch(self, user_id: str) -> UserState:
+        """Fetch everything."""
+        await asyncio.sleep(0)
+        recent, consumed = self._live(self._recent, user_id), self._live(self._consumed, user_id)
+        return UserState(
+            profile=self._profiles.get(user_id, UserProfile()),
+            recent=[msgspec.msgpack.decode(member, type=Interaction) for member in recent.members()],
+            consumed=frozenset(member.decode() for member in consumed.at_unix_ms),
+        )
+
+    async def add_interactions(self, user_id: str, interactions: Sequence[Interaction]) -> None:
+        """Add members and drop the oldest beyond the limits."""
+        await asyncio.sleep(0)
+        config = self._config
+        members = {encode(i): i.at_unix_ms for i in interactions}
+        self._add(self._recent, user_id, members, config.recent_limit, config.user_state_ttl_s)
+        positive = {i.item_id.encode(): i.at_unix_ms for i in interactions if (i.reward or 0.0) > 0.0}
+        self._add(self._consumed, user_id, positive, config.consumed_limit, config.consumed_ttl_s)
+
+    async def put_profiles(self, profiles: Mapping[str, UserProfile]) -> None:
+        """Set all."""
+        await asyncio.sleep(0)
+        self._profiles.update(profiles)
+
+    async def erase(self, user_id: str) -> None:
+        """Delete the user."""
+        await asyncio.sleep(0)
+        for table in (self._profiles, self._recent, self._consumed):
+            table.pop(user_id, None)
+
+    def _live(self, table: dict[str, _Interactions], user_id: str) -> _Interactions:
+        held = table.get(user_id)
+        return held if held is not None and held.expires_at_ms > self._clock() else _Interactions({}, 0)
+
+    def _add(
+        self, table: dict[str, _Interactions], user_id: str, members: Mapping[bytes, int], limit: int, ttl_s: int
+    ) -> None:
+        if not members:
+            return
+        held = table[user_id] = self._live(table, user_id)
+        held.at_unix_ms.update(members)
+        held.keep(limit)
+        held.expires_at_ms = self._clock() + ttl_s * 1000
+
+
+class MemoryModelStore:
+    """`ModelStore` in memory; its weight streams are read through a `MemoryChangeLog` of the same store."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self._epochs: dict[str, int] = {}
+        self._checkpoints: dict[str, bytes] = {}
+        self._snapshots: dict[str, bytes] = {}
+
+    def weights_stream(self, model: str) -> str:
+        """Return `hone:weights:{<model>}`."""
+        return f"hone:weights:{{{model}}}"
+
+    async def take_epoch(self, model: str) -> int:
+        """Increment the epoch."""
+        await asyncio.sleep(0)
+        self._epochs[model] = self._epochs.get(model, 0) + 1
+        return self._epochs[model]
+
+    async def save_checkpoint(self, model: str, epoch: int, checkpoint: bytes) -> None:
+        """Set under the fence."""
+        await asyncio.sleep(0)
+        self._check(model, epoch)
+        self._checkpoints[model] = checkpoint
+
+    async def load_checkpoint(self, model: str) -> bytes | None:
+        """Get it."""
+        await asyncio.sleep(0)
+        return self._checkpoints.get(model)
+
+    async def publish_delta(self, model: str, epoch: int, delta: bytes) -> str:
+        """Append under the fence."""
+        self._check(model, epoch)
+        entry_id = self._store.add(self.weights_stream(model), delta)
+        await self._store.announce()
+        return entry_id
+
+    async def publish_snapshot(self, model: str, epoch: int, snapshot: bytes) -> None:
+        """Set under the fence and trim the deltas before it."""
+        await asyncio.sleep(0)
+        stream_id = msgspec.msgpack.decode(snapshot)["stream_id"]
+        self._check(model, epoch)
+        self._snapshots[model] = snapshot
+        self._store.streams[self.weights_stream(model)].trim(stream_id)
+
+    async def last_delta(self, model: str) -> tuple[str, bytes] | None:
+        """Return the newest entry."""
+        await asyncio.sleep(0)
+        return self._store.streams[self.weights_stream(model)].last()
+
+    async def load_snapshot(self, model: str) -> bytes | None:
+        """Get it."""
+        await asyncio.sleep(0)
+        return self._snapshots.get(model)
+
+    def _check(self, model: str, epoch: int) -> None:
+        if self._epochs.get(model) != epoch:
+            raise Fenced("a newer learner has taken over")
+
+
+class MemoryArchive:
+    """`Archive` in memory.
+
+    Attributes:
+        entries: What was archived, by partition, in order.
+    """
+
+    def __init__(self) -> None:
+        self.entries: defaultdict[int, list[tuple[str, JournalEntry]]] = defaultdict(list)
+
+    def position(self, partition: int) -> str:
+        """Return the last id."""
+        entries = self.entries[partition]
+        return entries[-1][0] if entries else "0-0"
+
+    def write(self, partition: int, entries: Sequence[tuple[str, JournalEntry]]) -> None:
+        """Keep the entries."""
+        self.entries[partition] += entries
+
+
+def _claim(held: _HeldClaim, *, is_new: bool) -> Claim:
+    return Claim(journal_id=held.journal_id, summary=summary_decoder.decode(held.summary), is_new=is_new)
+
+
+def _journal(partition: int) -> str:
+    return f"hone:{{{partition}}}:journal"
