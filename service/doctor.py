@@ -247,9 +247,13 @@ class _Patient:
             item_id = shown["item_id"]
             before = [await self._score(session, item_id) for session in self._sessions]
             started = time.perf_counter()
-            await self._report(self._sessions[0], {"type": "click", "event_id": slate["event_id"], "slot": 0})
+            # A model that predicts the reward already has nothing to learn from it: give the one it does not expect.
+            reward = 0.0 if (before[0] or 0.0) > 0.5 else 1.0
+            await self._report(
+                self._sessions[0], {"type": "reward", "event_id": slate["event_id"], "slot": 0, "value": reward}
+            )
             waits = [
-                self._until(partial(self._differs, session, item_id, old))
+                self._until(f"reward of {item_id}", partial(self._differs, session, item_id, old))
                 for session, old in zip(self._sessions, before, strict=True)
             ]
             await asyncio.gather(*waits)
@@ -265,7 +269,12 @@ class _Patient:
             async with self._sessions[0].patch(f"{self._url}/v1/items/{item_id}", json={"listed": False}) as response:
                 response.raise_for_status()
             started = time.perf_counter()
-            await asyncio.gather(*(self._until(partial(self._is_gone, session, item_id)) for session in self._sessions))
+            await asyncio.gather(
+                *(
+                    self._until(f"unlisting of {item_id}", partial(self._is_gone, session, item_id))
+                    for session in self._sessions
+                )
+            )
             took.append((time.perf_counter() - started) * 1e3)
         return took
 
@@ -279,7 +288,10 @@ class _Patient:
                 response.raise_for_status()
             started = time.perf_counter()
             await asyncio.gather(
-                *(self._until(partial(self._is_there, session, item_id)) for session in self._sessions)
+                *(
+                    self._until(f"putting of {item_id}", partial(self._is_there, session, item_id))
+                    for session in self._sessions
+                )
             )
             took.append((time.perf_counter() - started) * 1e3)
         return took
@@ -301,10 +313,13 @@ class _Patient:
     async def _is_there(self, session: aiohttp.ClientSession, item_id: str) -> bool:
         return await self._score(session, item_id) is not None
 
-    async def _until(self, holds: Callable[[], Awaitable[bool]]) -> None:
-        async with asyncio.timeout(_CHANGE_TIMEOUT_S):
-            while not await holds():  # noqa: ASYNC110 - polls another process over HTTP
-                await asyncio.sleep(0.005)
+    async def _until(self, what: str, holds: Callable[[], Awaitable[bool]]) -> None:
+        try:
+            async with asyncio.timeout(_CHANGE_TIMEOUT_S):
+                while not await holds():  # noqa: ASYNC110 - polls another process over HTTP
+                    await asyncio.sleep(0.005)
+        except TimeoutError as error:
+            raise StoreUnavailable(f"{what}: not seen within {_CHANGE_TIMEOUT_S:.0f} s") from error
 
 
 def _percentiles(values: list[float], *which: int) -> dict[str, float]:

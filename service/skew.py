@@ -31,7 +31,7 @@ class SkewChecker:
         self._positions: dict[str, list[tuple[int, int]]] = {}
         self._versions: dict[str, list[Item | None]] = {}
         self._slates: dict[str, list[str]] = {}
-        self._interactions: dict[str, Interaction] = {}
+        self._events: dict[str, Event] = {}
         self.n_checked = 0
         self.mismatches: list[str] = []
 
@@ -47,11 +47,17 @@ class SkewChecker:
             self._slates[entry.event_id] = [slot.item_id for slot in entry.slots]
             self._check(entry)
         elif isinstance(entry, Event):
-            slate = self._slates.get(entry.event_id or "", [])
-            from_slot = slate[entry.slot] if entry.slot is not None and entry.slot < len(slate) else None
-            item_id = entry.item_id or from_slot
-            if item_id is not None:
-                self._interactions[entry.client_id] = interaction_of(entry, item_id=item_id, config=self._config)
+            self._events[entry.client_id] = entry
+
+    def _interaction(self, client_id: str) -> Interaction | None:
+        """Return a served interaction as the journal has it; an event may stand before its decision there."""
+        event = self._events.get(client_id)
+        if event is None:
+            return None
+        slate = self._slates.get(event.event_id or "", [])
+        from_slot = slate[event.slot] if event.slot is not None and event.slot < len(slate) else None
+        item_id = event.item_id or from_slot
+        return None if item_id is None else interaction_of(event, item_id=item_id, config=self._config)
 
     def _check(self, decision: Decision) -> None:
         self.n_checked += 1
@@ -63,7 +69,7 @@ class SkewChecker:
         at_ms = decision.decided_at_unix_ms
         context = context_record(decision.context, surface=decision.surface, seed=seed, now_ms=at_ms)
         self._compare(decision, "context", decision.features["context"], self._schema.named("context", context))
-        recent = [self._interactions[i] for i in decision.recent_ids if i in self._interactions]
+        recent = [found for i in decision.recent_ids if (found := self._interaction(i)) is not None]
         liked = [i.item_id for i in recent if (i.reward or 0.0) > 0.0]
         # A state that could not be read is a logged input: nothing was known of the user.
         known = decision.user_id is not None and "features" not in decision.degraded
