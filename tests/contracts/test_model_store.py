@@ -1,0 +1,137 @@
+"""The contract of ModelStore, run on every adapter."""
+
+from __future__ import annotations
+
+import pytest
+from redis.asyncio import Redis
+
+from service.adapters.redis_store import RedisModelStore
+from service.errors import Fenced, StoreUnavailable
+from service.messages import ModelSnapshot, encode
+from service.ports import ModelStore
+from tests.contracts.adapters import Adapters
+
+
+def _snapshot(stream_id: str, *, version: int = 1) -> bytes:
+    return encode(
+        ModelSnapshot(
+            epoch=1,
+            version=version,
+            stream_id=stream_id,
+            schema_version="s",
+            bits=10,
+            arguments=[],
+            indices=b"",
+            values=b"",
+        )
+    )
+
+
+async def _state(models: ModelStore, model: str = "m") -> tuple[object, ...]:
+    return await models.load_checkpoint(model), await models.load_snapshot(model), await models.last_delta(model)
+
+
+async def test_a_new_model_has_nothing(adapters: Adapters) -> None:
+    assert await _state(adapters.models()) == (None, None, None)
+
+
+async def test_epochs_rise_by_one_for_each_model(adapters: Adapters) -> None:
+    models = adapters.models()
+    assert [await models.take_epoch("m") for _ in range(3)] == [1, 2, 3]
+    assert await models.take_epoch("other") == 1
+
+
+async def test_the_holder_of_the_epoch_replaces_checkpoint_and_snapshot(adapters: Adapters) -> None:
+    models = adapters.models()
+    epoch = await models.take_epoch("m")
+    for checkpoint, version in ((b"one", 1), (bytes(range(256)), 2)):
+        await models.save_checkpoint("m", epoch, checkpoint)
+        await models.publish_snapshot("m", epoch, _snapshot("0-0", version=version))
+    assert await _state(models) == (bytes(range(256)), _snapshot("0-0", version=2), None)
+
+
+async def test_deltas_are_followed_in_order_on_the_models_stream(adapters: Adapters) -> None:
+    models = adapters.models()
+    epoch = await models.take_epoch("m")
+    ids = [await models.publish_delta("m", epoch, payload) for payload in (b"a", b"b", b"c")]
+    stream = models.weights_stream("m")
+    followed = await adapters.change_log().read({stream: "0-0"}, count=10, block_ms=0)
+    assert [(entry.entry_id, entry.payload) for entry in followed] == list(zip(ids, (b"a", b"b", b"c"), strict=True))
+    assert await models.last_delta("m") == (ids[2], b"c")
+
+
+async def test_a_newer_epoch_refuses_every_write_of_the_older(adapters: Adapters) -> None:
+    models = adapters.models()
+    old = await models.take_epoch("m")
+    await models.save_checkpoint("m", old, b"kept")
+    delta_id = await models.publish_delta("m", old, b"kept")
+    await models.publish_snapshot("m", old, _snapshot("0-0"))
+    before = await _state(models)
+    new = await models.take_epoch("m")
+    writes = [
+        lambda: models.save_checkpoint("m", old, b"stale"),
+        lambda: models.publish_delta("m", old, b"stale"),
+        lambda: models.publish_snapshot("m", old, _snapshot(delta_id, version=9)),
+    ]
+    for write in writes:
+        with pytest.raises(Fenced):
+            await write()
+    assert await _state(models) == before
+    await models.save_checkpoint("m", new, b"fresh")
+    assert await models.load_checkpoint("m") == b"fresh"
+
+
+async def test_a_writer_without_an_epoch_is_refused(adapters: Adapters) -> None:
+    with pytest.raises(Fenced):
+        await adapters.models().save_checkpoint("m", 0, b"x")
+    with pytest.raises(Fenced):
+        await adapters.models().publish_delta("m", 1, b"x")
+
+
+async def test_a_snapshot_drops_the_deltas_before_its_position(adapters: Adapters) -> None:
+    models = adapters.models()
+    epoch = await models.take_epoch("m")
+    ids = [await models.publish_delta("m", epoch, payload) for payload in (b"a", b"b", b"c", b"d")]
+    await models.publish_snapshot("m", epoch, _snapshot(ids[2]))
+    left = await adapters.change_log().read({models.weights_stream("m"): "0-0"}, count=10, block_ms=0)
+    # The one it ends with stays: a restarted learner reads its version.
+    assert [entry.payload for entry in left] == [b"c", b"d"]
+    assert await models.last_delta("m") == (ids[3], b"d")
+
+
+async def test_a_follower_reads_on_from_the_snapshots_position(adapters: Adapters) -> None:
+    models = adapters.models()
+    epoch = await models.take_epoch("m")
+    ids = [await models.publish_delta("m", epoch, payload) for payload in (b"a", b"b")]
+    await models.publish_snapshot("m", epoch, _snapshot(ids[1]))
+    new_id = await models.publish_delta("m", epoch, b"c")
+    found = await adapters.change_log().read({models.weights_stream("m"): ids[1]}, count=10, block_ms=0)
+    assert [entry.entry_id for entry in found] == [new_id]
+
+
+async def test_models_do_not_share_anything(adapters: Adapters) -> None:
+    models = adapters.models()
+    await models.take_epoch("m")
+    epoch = await models.take_epoch("m")
+    other = await models.take_epoch("other")
+    await models.save_checkpoint("m", epoch, b"m")
+    await models.save_checkpoint("other", other, b"other")
+    await models.publish_delta("other", other, b"delta")
+    assert await _state(models) == (b"m", None, None)
+    assert await models.load_checkpoint("other") == b"other"
+
+
+async def test_every_call_to_a_store_that_is_away_raises_store_unavailable(nowhere: Redis) -> None:
+    models = RedisModelStore(nowhere)
+    calls = [
+        lambda: models.take_epoch("m"),
+        lambda: models.save_checkpoint("m", 1, b""),
+        lambda: models.load_checkpoint("m"),
+        lambda: models.publish_delta("m", 1, b""),
+        lambda: models.publish_snapshot("m", 1, _snapshot("0-0")),
+        lambda: models.last_delta("m"),
+        lambda: models.load_snapshot("m"),
+    ]
+    for call in calls:
+        with pytest.raises(StoreUnavailable):
+            await call()
