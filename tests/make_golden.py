@@ -1,0 +1,214 @@
+"""Golden files of stored messages: what version 1 looks like on disk, for ever.
+
+`python -m tests.make_golden` writes the files that are missing and never overwrites one: stored entries of an old
+version must stay readable, so a golden file that no longer fits means a new version, not a new file.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from bandit.exploration import Exploration
+from bandit.rules import Discovery, Freshness, MaxPer, Prior
+from retrieval.items import Item
+from service.messages import (
+    CandidateList,
+    Checkpoint,
+    ConfigChange,
+    ConfigOverride,
+    Decision,
+    DecisionSummary,
+    Event,
+    Heartbeat,
+    Interaction,
+    ItemDelete,
+    ItemStats,
+    ItemUpsert,
+    ModelSnapshot,
+    Outcome,
+    SlotRecord,
+    Stored,
+    UserProfile,
+    Versions,
+    WeightDelta,
+    encode,
+)
+
+FOLDER = Path(__file__).with_name("golden")
+_AT = 1_795_382_944_962
+
+
+def _floats(*values: float) -> bytes:
+    return np.array(values, dtype="<f4").tobytes()
+
+
+def _positions(*values: int) -> bytes:
+    return np.array(values, dtype="<u4").tobytes()
+
+
+DECISION = Decision(
+    event_id="01KAT5N2M2",
+    decided_at_unix_ms=_AT,
+    surface="home",
+    model="films",
+    user_id="ml-7",
+    user_key="5f3c",
+    digest="ab12",
+    context={"device": "tv", "hour": 21, "ratio": 0.5, "new": True, "tags": ["a", "ü"], "none": None},
+    seed_item_id="m9",
+    recent_ids=["c-75", "c-76"],
+    features={"context": {"device=tv": 1.0}, "user": {"taste=Drama": 0.75}, "position": {"slot=0": 1.0}},
+    versions=Versions(
+        model=1834,
+        index="e3577cd28388ffea",
+        catalogue="1795382942923-7",
+        config="0a1b2c3d4e5f",
+        schema="5f4e3d2c1b0a",
+        item_stats="0-0",
+        salt=1,
+        numerics="numpy-2.4.6-abcdef012345",
+    ),
+    exploration=Exploration(rate=0.1, uniform_share=0.25, shortlist=50, temperature=0.5),
+    rules=[
+        MaxPer(column="creator", limit=2, window=10),
+        Freshness(boost=0.02, half_life_days=30.0),
+        Prior(weight=0.1),
+        Discovery(share=0.2),
+    ],
+    discovery_positions=[1],
+    discovery_probability=0.5,
+    candidates=CandidateList(
+        ids=["m1", "m2", "m3"],
+        scores=_floats(0.25, -0.5, 0.0),
+        sources=bytes([0, 1, 0]),
+        source_names=["als", "popular"],
+        columns={"creator": ("<i4", np.array([0, 1, -1], dtype="<i4").tobytes())},
+    ),
+    slots=[
+        SlotRecord(
+            item_id="m1",
+            action=0,
+            propensity=0.9416666666666667,
+            uniform=0.1234567890123456,
+            cumulative_before=0.0,
+            n_feasible=3,
+            greedy_action=0,
+            n_greedy=1,
+            explore_propensity=0.05833333333333333,
+            is_discovery=False,
+            branch="greedy",
+            reason="greedy",
+            boost=0.02,
+            gave_way=["max_per:creator"],
+            features={"item": {"genre=Drama": 1.0}, "dynamic": {"source=als": 1.0}},
+        )
+    ],
+    n_requested=2,
+    degraded=["features"],
+    latency_ms={"state": 0.25, "score": 1.5},
+)
+
+VALUES: dict[str, Stored] = {
+    "decision": DECISION,
+    "event": Event(
+        accepted_at_unix_ms=_AT,
+        client_id="c-77",
+        event_type="play_seconds",
+        event_id="01KAT5N2M2",
+        user_id="ml-7",
+        user_key="5f3c",
+        item_id="m1",
+        slot=0,
+        value=312.5,
+        client_unix_ms=_AT - 40,
+    ),
+    "heartbeat": Heartbeat(at_unix_ms=_AT),
+    "config_change": ConfigChange(
+        at_unix_ms=_AT, key="surfaces.home.exploration.rate", old=0.1, new=0.2, author="ops", reason="launch"
+    ),
+    "item_upsert": ItemUpsert(
+        item=Item(
+            id="tt1675434",
+            title="The Intouchables",
+            attributes={"genres": ["Comedy", "Drama"], "year": 2011.0, "language": "French", "colour": True},
+            creator="Olivier Nakache",
+            min_age=17,
+            regions=["DE", "FR"],
+            available_at_unix_ms=1_293_840_000_000,
+            expires_at_unix_ms=1_893_456_000_000,
+            listed=False,
+        )
+    ),
+    "item_delete": ItemDelete(item_id="tt1675434"),
+    "item_stats": ItemStats(
+        at_unix_ms=_AT, item_ids=["m1", "m2"], n_impressions=_floats(12.5, 3.0), n_rewards=_floats(1.25, 0.0)
+    ),
+    "weight_delta": WeightDelta(
+        epoch=3,
+        base_version=1833,
+        version=1834,
+        indices=_positions(7, 1_048_575),
+        values=_floats(0.125, -2.0),
+    ),
+    "config_override": ConfigOverride(key="surfaces.home.exploration.rate", value=0.2, author="ops", at_unix_ms=_AT),
+    "decision_summary": DecisionSummary(digest="ab12", surface="home", user_id="ml-7", item_ids=["m1"]),
+    "user_profile": UserProfile(
+        birth_date="1974-01-01", country="US", attributes={"occupation": "writer", "langs": ["de", "en"], "age": 52.0}
+    ),
+    "interaction": Interaction(item_id="m1", event_type="click", reward=1.0, at_unix_ms=_AT, client_id="c-77"),
+    "model_snapshot": ModelSnapshot(
+        epoch=3,
+        version=1834,
+        stream_id="1795382942966-0",
+        schema_version="5f4e3d2c1b0a",
+        bits=20,
+        arguments=["--cb_adf", "--quiet"],
+        indices=_positions(7),
+        values=_floats(0.125),
+    ),
+    "checkpoint": Checkpoint(
+        epoch=3,
+        model_version=1834,
+        schema_version="5f4e3d2c1b0a",
+        positions={"0": "1795382944962-3"},
+        oldest_open={"0": "1795382942923-7"},
+        workspace=b"\x00vw\xff",
+        n_learned=60,
+        loss_sum=12.75,
+        counters={"decision": 12, "slot_reward": 5},
+    ),
+    "outcome": Outcome(
+        event_id="01KAT5N2M2", slot=0, item_id="m1", reward=0.3125, kind="reward", at_unix_ms=_AT, delay_ms=2_020
+    ),
+}
+
+
+def stored_path(name: str) -> Path:
+    """Return the file with the stored bytes of a message."""
+    value = VALUES[name]
+    return FOLDER / f"{name}.v{value.v}.msgpack"
+
+
+def readable(value: Stored) -> bytes:
+    """Return the JSON that people read beside the stored bytes; packed arrays are base64."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def main() -> int:
+    """Write what is missing."""
+    FOLDER.mkdir(exist_ok=True)
+    for name, value in VALUES.items():
+        path = stored_path(name)
+        for target, content in ((path, encode(value)), (path.with_suffix(".json"), readable(value))):
+            if not target.exists():
+                target.write_bytes(content)
+                sys.stdout.write(f"wrote {target.name}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
