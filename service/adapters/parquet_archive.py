@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ import pyarrow.parquet as pq
 from service.messages import Decision, Event, Heartbeat, JournalEntry
 
 _START = "0-0"
+# The column is int32. A caller's larger number is in no slate, and must not stop the archive.
+_MAX_SLOT = 2**31 - 1
+_NO_SUCH_SLOT = -1
 
 _DECISIONS = pa.schema(
     [
@@ -64,13 +68,9 @@ class ParquetArchive:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._failed: set[int] = set()
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.rglob("*.partial"):
-            leftover.unlink()
-        for path in folder.rglob("*.parquet"):
-            partition, first = _file_range(path)
-            if _order(first) > _order(self.position(partition)):
-                path.unlink()
+        self._remove_leftovers()
 
     def position(self, partition: int) -> str:
         """Read the position file."""
@@ -80,7 +80,26 @@ class ParquetArchive:
             return _START
 
     def write(self, partition: int, entries: Sequence[tuple[str, JournalEntry]]) -> None:
-        """Write one file a kind and hour, then move the position."""
+        """Write one file a kind and hour, then move the position; entries that are archived already are passed over.
+
+        What a failed write leaves is removed, at the latest by the next one.
+        """
+        if partition in self._failed:
+            self._remove_leftovers(f"p{partition}-")
+        archived = _order(self.position(partition))
+        entries = [(journal_id, entry) for journal_id, entry in entries if _order(journal_id) > archived]
+        if not entries:
+            return
+        self._failed.add(partition)
+        try:
+            self._write(partition, entries)
+        except OSError:
+            with suppress(OSError):
+                self._remove_leftovers(f"p{partition}-")
+            raise
+        self._failed.remove(partition)
+
+    def _write(self, partition: int, entries: Sequence[tuple[str, JournalEntry]]) -> None:
         rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for journal_id, entry in entries:
             kind, row = _row(journal_id, entry)
@@ -98,6 +117,15 @@ class ParquetArchive:
             partial.rename(folder / name)
             _sync_folder(folder)
         self._move_position(partition, entries[-1][0])
+
+    def _remove_leftovers(self, prefix: str = "") -> None:
+        """Remove what no position covers: the files of writes that did not end."""
+        for leftover in self._folder.rglob(f"{prefix}*.partial"):
+            leftover.unlink()
+        for path in self._folder.rglob(f"{prefix}*.parquet"):
+            partition, first = _file_range(path)
+            if _order(first) > _order(self.position(partition)):
+                path.unlink()
 
     def _move_position(self, partition: int, journal_id: str) -> None:
         path = self._position_file(partition)
@@ -133,6 +161,8 @@ def _row(journal_id: str, entry: JournalEntry) -> tuple[str | None, dict[str, An
         }
     if isinstance(entry, Event):
         row = msgspec.to_builtins(entry)
+        if entry.slot is not None and entry.slot > _MAX_SLOT:
+            row["slot"] = _NO_SUCH_SLOT
         return "events", {"journal_id": journal_id, **{name: row[name] for name in _EVENTS.names[1:]}}
     if isinstance(entry, Heartbeat):
         return None, {}
