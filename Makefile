@@ -33,6 +33,8 @@ data: install ## fetch the demo data, train embeddings, build the index
 	$(BIN)/hone data prepare
 
 run: data ## start the whole stack on 127.0.0.1:8080 (HONE_PORT)
+	$(BIN)/hone items import
+	$(BIN)/hone users import
 	$(BIN)/hone serve
 
 test: data ## run the tests

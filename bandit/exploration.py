@@ -6,6 +6,8 @@ logged, never the probability of the branch taken.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -49,44 +51,76 @@ class Exploration(
             raise ValueError(f"exploration temperature must be positive and finite, got {self.temperature}")
 
 
-def shortlist_mask(scores: Float64Array, size: int) -> npt.NDArray[np.bool_]:
-    """Return bool [n], True for the `size` best; ties at the edge enter in the order given (UTF-8 id order)."""
-    n = len(scores)
-    if size >= n:
-        return np.ones(n, dtype=np.bool_)
-    edge = np.partition(scores, n - size)[n - size]
-    chosen: npt.NDArray[np.bool_] = scores > edge
-    at_edge = np.flatnonzero(scores == edge)
-    chosen[at_edge[: size - int(chosen.sum())]] = True
-    return chosen
+@dataclass(frozen=True, slots=True)
+class SlotView:
+    """What a policy sees of one slot.
+
+    Attributes:
+        scores: float64 [n] of all candidates in UTF-8 id order, boosts included.
+        allowed: bool [n], at least one True: what the slot may hold.
+        ranked: int64 [m], positions of what is allowed, best first, ties in UTF-8 id order.
+        n_greedy: how many of `ranked` tie for best.
+    """
+
+    scores: Float64Array
+    allowed: npt.NDArray[np.bool_]
+    ranked: npt.NDArray[np.int64]
+    n_greedy: int
 
 
-def build_pmf(scores: Float64Array, exploration: Exploration) -> Float64Array:
-    """Build the pmf over the feasible actions of one slot.
+def view_slot(scores: Float64Array, allowed: npt.NDArray[np.bool_], descending: npt.NDArray[np.int64]) -> SlotView:
+    """Return the view of a slot.
 
     Args:
-        scores: float64 [n], n >= 1, finite, in UTF-8 id order; higher is better.
-        exploration: the policy's parameters.
+        scores: float64 [n].
+        allowed: bool [n], at least one True.
+        descending: int64 [n], all positions by descending score, ties by position.
+    """
+    ranked = descending[allowed[descending]]
+    # Ties are a prefix, so the first position below the best ends them.
+    best = scores[ranked]
+    n_greedy = len(best) - int(np.searchsorted(best[::-1], best[0]))
+    return SlotView(scores=scores, allowed=allowed, ranked=ranked, n_greedy=n_greedy)
 
-    Returns:
-        float64 [n] that sums to 1 within 1e-12. Tied greedy actions share the greedy mass equally.
+
+def build_pmf(view: SlotView, exploration: Exploration) -> Float64Array:
+    """Build the pmf of one slot: float64 [n] that is 0 where not allowed and sums to 1 within 1e-12.
+
+    Tied greedy actions share the greedy mass equally; ties at the edge of the shortlist enter in UTF-8 id order.
 
     Source: SCIENCE notes, section 1 (epsilon-greedy with a shortlist mixture).
     """
-    n = len(scores)
     eps, lam = exploration.rate, exploration.uniform_share
-    greedy = scores == scores.max()
-    pmf: Float64Array = np.where(greedy, (1.0 - eps) / greedy.sum(), 0.0)
-    if eps == 0.0:
-        return pmf
-    mask = shortlist_mask(scores, exploration.shortlist)
-    top = scores[mask]
-    tau = exploration.temperature
-    if tau is None:
-        low, high = np.percentile(top, (25, 75))
-        tau = float(high - low)
-    # A zero range means that the middle half of the shortlist ties; the softmax is then uniform over the shortlist.
-    weights = np.exp((top - top.max()) / tau) if tau > 0.0 else np.ones(len(top))
-    pmf[mask] += eps * (1.0 - lam) * (weights / weights.sum())
-    pmf += eps * lam / n
+    n_allowed = len(view.ranked)
+    pmf: Float64Array = view.allowed.astype(np.float64) * (eps * lam / n_allowed)
+    if eps > 0.0:
+        shortlist = view.ranked[: exploration.shortlist]
+        pmf[shortlist] += eps * (1.0 - lam) * softmax(view.scores[shortlist], exploration.temperature)
+    pmf[view.ranked[: view.n_greedy]] += (1.0 - eps) / view.n_greedy
     return pmf
+
+
+def softmax(descending: Float64Array, temperature: float | None) -> Float64Array:
+    """Return the softmax of descending scores; without a temperature it is their interquartile range.
+
+    A zero range means that the middle half of the scores tie; the softmax is then uniform.
+    """
+    tau = temperature if temperature is not None else _interquartile_range(descending)
+    if tau <= 0.0:
+        return np.full(len(descending), 1.0 / len(descending))
+    weights: Float64Array = np.exp((descending - descending[0]) / tau)
+    weights /= weights.sum()
+    return weights
+
+
+def _interquartile_range(descending: Float64Array) -> float:
+    """Return the range between the linearly interpolated quartiles; np.percentile does the same, 30 times slower."""
+    last = len(descending) - 1
+
+    def quantile(share: float) -> float:
+        below, fraction = divmod(share * last, 1.0)
+        low = float(descending[last - int(below)])
+        high = float(descending[last - min(int(below) + 1, last)])
+        return low + (high - low) * fraction
+
+    return quantile(0.75) - quantile(0.25)

@@ -7,7 +7,9 @@ rules is enough to recompute every propensity.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -45,13 +47,43 @@ class MaxPer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.limit < 1 or self.window < 1:
             raise ValueError(f"max_per limit and window must be at least 1, got {self.limit} and {self.window}")
 
-    def build_mask(self, columns: Columns, history: Sequence[int]) -> BoolArray | None:
+    def start(self, columns: Columns) -> MaxPerWalk:
+        """Return the rule at work on one slate."""
+        values, codes = np.unique(columns[self.column], return_inverse=True)
+        return MaxPerWalk(rule=self, codes=codes, n_codes=len(values), no_code=_position(values, NO_CODE))
+
+
+@dataclass(frozen=True, slots=True)
+class MaxPerWalk:
+    """`MaxPer` on the candidates of one slate.
+
+    Attributes:
+        rule: The rule.
+        codes: int64 [n] in [0, n_codes).
+        n_codes: How many values there are.
+        no_code: Code of "no value", None when every candidate has one.
+    """
+
+    rule: MaxPer
+    codes: npt.NDArray[np.int64]
+    n_codes: int
+    no_code: int | None
+
+    def build_mask(self, history: Sequence[int]) -> BoolArray | None:
         """Return bool [n] of what this slot may hold after `history` (candidate positions), None for everything."""
-        codes = columns[self.column]
-        recent = codes[np.asarray(history[max(0, len(history) - self.window + 1) :], dtype=np.int64)]
-        values, counts = np.unique(recent, return_counts=True)
-        full = values[(counts >= self.limit) & (values != NO_CODE)]
-        return ~np.isin(codes, full) if len(full) else None
+        recent = Counter(self.codes[action] for action in history[max(0, len(history) - self.rule.window + 1) :])
+        full = [code for code, count in recent.items() if count >= self.rule.limit and code != self.no_code]
+        if not full:
+            return None
+        open_codes = np.ones(self.n_codes, dtype=np.bool_)
+        open_codes[full] = False
+        mask: BoolArray = open_codes[self.codes]
+        return mask
+
+
+def _position(values: npt.NDArray[np.int64], value: int) -> int | None:
+    found = np.flatnonzero(values == value)
+    return int(found[0]) if len(found) else None
 
 
 class Freshness(

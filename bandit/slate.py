@@ -7,12 +7,12 @@ The pmf of slot k is a function of the candidates, the rules, the discovery posi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from bandit.exploration import Exploration, Float64Array, build_pmf
+from bandit.exploration import Exploration, Float64Array, SlotView, build_pmf, view_slot
 from bandit.rules import BoolArray, Columns, Discovery, Freshness, MaxPer, Prior, Rule
 
 Int64Array = npt.NDArray[np.int64]
@@ -51,18 +51,26 @@ class SlotPmf:
     """What slot k may hold and with which probability.
 
     Attributes:
-        feasible: int64 [m], candidate positions in UTF-8 id order.
-        pmf: float64 [m] over `feasible`.
-        greedy: bool [m], True where the boosted score is the maximum.
-        is_discovery: the slot is reserved and the pool was not empty.
-        gave_way: rules that were relaxed to leave something feasible, by kind and column.
+        view: Scores, what is allowed, and its ranking.
+        pmf: float64 [n] over all candidates in UTF-8 id order; 0 for what is not allowed.
+        is_discovery: The slot is reserved and the pool was not empty.
+        gave_way: Rules that were relaxed to leave something to show, by kind and column.
     """
 
-    feasible: Int64Array
+    view: SlotView
     pmf: Float64Array
-    greedy: BoolArray
     is_discovery: bool
     gave_way: tuple[str, ...]
+
+    @property
+    def greedy(self) -> Int64Array:
+        """Return the tied best actions, in UTF-8 id order."""
+        return self.view.ranked[: self.view.n_greedy]
+
+    @property
+    def explore_propensity(self) -> float:
+        """Return the probability that the slot is not given to a best action."""
+        return float(self.pmf[self.view.ranked[self.view.n_greedy :]].sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,42 +93,48 @@ class SlotDraw:
     gave_way: tuple[str, ...]
 
 
-@dataclass(slots=True)
 class SlateWalk:
-    """The slate so far: gives the pmf of the next slot and takes what was placed there."""
+    """The slate so far: gives the pmf of the next slot and takes what was placed there.
 
-    actions: ActionSet
-    exploration: Exploration
-    rules: Sequence[Rule]
-    now_ms: int
-    discovery_positions: Sequence[int]
-    history: list[int] = field(default_factory=list)
-    boosts: Float64Array = field(init=False)
-    boosted: Float64Array = field(init=False)
-    _open: BoolArray = field(init=False)
+    Args:
+        actions: the candidates.
+        exploration: the policy.
+        rules: in declared order; when nothing is left to show, the last gives way first.
+        now_ms: time of the decision, for boosts.
+        discovery_positions: slots reserved for discovery.
+    """
 
-    def __post_init__(self) -> None:
-        n = len(self.actions.ids)
-        self.boosts = np.zeros(n)
-        for rule in self.rules:
+    def __init__(
+        self,
+        *,
+        actions: ActionSet,
+        exploration: Exploration,
+        rules: Sequence[Rule],
+        now_ms: int,
+        discovery_positions: Sequence[int],
+    ) -> None:
+        self.actions = actions
+        self.exploration = exploration
+        self.rules = rules
+        self.discovery_positions = discovery_positions
+        self.history: list[int] = []
+        self.boosts: Float64Array = np.zeros(len(actions.ids))
+        for rule in rules:
             if isinstance(rule, Freshness | Prior):
-                self.boosts += rule.build_boost(self.actions.columns, self.now_ms)
-        self.boosted = self.actions.scores.astype(np.float64) + self.boosts
-        self._open = np.ones(n, dtype=np.bool_)
+                self.boosts += rule.build_boost(actions.columns, now_ms)
+        self.boosted: Float64Array = actions.scores.astype(np.float64) + self.boosts
+        self._descending = np.argsort(-self.boosted, kind="stable")
+        self._open: BoolArray = np.ones(len(actions.ids), dtype=np.bool_)
+        self._max_per = {id(rule): rule.start(actions.columns) for rule in rules if isinstance(rule, MaxPer)}
 
     def pmf(self) -> SlotPmf | None:
         """Return the pmf of the next slot, None when no candidate is left."""
-        feasible, is_discovery, gave_way = self._feasible()
-        if not len(feasible):
+        allowed, is_discovery, gave_way = self._allowed()
+        if not allowed.any():
             return None
-        scores = self.boosted[feasible]
-        return SlotPmf(
-            feasible=feasible,
-            pmf=build_pmf(scores, self.exploration),
-            greedy=scores == scores.max(),
-            is_discovery=is_discovery,
-            gave_way=gave_way,
-        )
+        view = view_slot(self.boosted, allowed, self._descending)
+        pmf = build_pmf(view, self.exploration)
+        return SlotPmf(view=view, pmf=pmf, is_discovery=is_discovery, gave_way=gave_way)
 
     def place(self, action: int) -> None:
         """Put a candidate in the next slot.
@@ -133,13 +147,13 @@ class SlateWalk:
         self._open[action] = False
         self.history.append(action)
 
-    def _feasible(self) -> tuple[Int64Array, bool, tuple[str, ...]]:
+    def _allowed(self) -> tuple[BoolArray, bool, tuple[str, ...]]:
         """Apply the masks; when nothing is left relax them, the last declared first."""
         masks: list[tuple[str, BoolArray]] = []
         reserved = len(self.history) in self.discovery_positions
         for rule in self.rules:
             if isinstance(rule, MaxPer):
-                mask = rule.build_mask(self.actions.columns, self.history)
+                mask = self._max_per[id(rule)].build_mask(self.history)
                 if mask is not None:
                     masks.append((f"max_per:{rule.column}", mask))
             elif isinstance(rule, Discovery) and reserved:
@@ -151,7 +165,7 @@ class SlateWalk:
                 allowed &= mask
             if not masks or allowed.any():
                 is_discovery = any(name == "discovery" for name, _ in masks)
-                return np.flatnonzero(allowed), is_discovery, tuple(gave_way)
+                return allowed, is_discovery, tuple(gave_way)
             gave_way.append(masks.pop()[0])
 
 
@@ -171,24 +185,27 @@ def draw_slate(walk: SlateWalk, uniforms: Float64Array) -> list[SlotDraw]:
         if here is None:
             break
         cdf = np.cumsum(here.pmf)
-        # The last cumulative sum may fall short of 1 by rounding: the draw then ends on the last possible action.
-        chosen = min(int(np.searchsorted(cdf, uniform, side="right")), int(np.flatnonzero(here.pmf)[-1]))
-        action = int(here.feasible[chosen])
-        before = float(cdf[chosen - 1]) if chosen else 0.0
+        # What is not allowed adds nothing, so the first sum above the uniform is at an allowed action. The last sum may
+        # fall short of 1 by rounding: the draw then ends on the last possible action.
+        action = int(np.searchsorted(cdf, uniform, side="right"))
+        if action == len(cdf):
+            action = int(np.flatnonzero(here.pmf)[-1])
+        before = float(cdf[action - 1]) if action else 0.0
+        is_greedy = walk.boosted[action] == walk.boosted[here.view.ranked[0]]
         draws.append(
             SlotDraw(
                 slot=slot,
                 action=action,
-                propensity=float(here.pmf[chosen]),
+                propensity=float(here.pmf[action]),
                 uniform=uniform,
                 cumulative_before=before,
-                n_feasible=len(here.feasible),
-                greedy_action=int(here.feasible[int(np.argmax(here.greedy))]),
-                n_greedy=int(here.greedy.sum()),
-                is_greedy=bool(here.greedy[chosen]),
-                explore_propensity=float(here.pmf[~here.greedy].sum()),
+                n_feasible=len(here.view.ranked),
+                greedy_action=int(here.view.ranked[0]),
+                n_greedy=here.view.n_greedy,
+                is_greedy=bool(is_greedy),
+                explore_propensity=here.explore_propensity,
                 is_discovery=here.is_discovery,
-                branch=_branch(walk.exploration, here, chosen, uniform - before),
+                branch=_branch(walk.exploration, here.view, uniform - before, is_greedy=bool(is_greedy)),
                 boost=float(walk.boosts[action]),
                 gave_way=here.gave_way,
             )
@@ -197,13 +214,13 @@ def draw_slate(walk: SlateWalk, uniforms: Float64Array) -> list[SlotDraw]:
     return draws
 
 
-def _branch(exploration: Exploration, here: SlotPmf, chosen: int, offset: float) -> str:
+def _branch(exploration: Exploration, view: SlotView, offset: float, *, is_greedy: bool) -> str:
     """Say which part of the mixture the uniform fell into: a diagnostic with the right joint law, never a propensity.
 
     An action's stretch of the unit interval is cut as greedy, then uniform, then shortlist mass.
     """
-    greedy_mass = (1.0 - exploration.rate) / here.greedy.sum() if here.greedy[chosen] else 0.0
-    uniform_mass = exploration.rate * exploration.uniform_share / len(here.feasible)
+    greedy_mass = (1.0 - exploration.rate) / view.n_greedy if is_greedy else 0.0
+    uniform_mass = exploration.rate * exploration.uniform_share / len(view.ranked)
     if offset < greedy_mass:
         return "greedy"
     return "uniform" if offset < greedy_mass + uniform_mass else "shortlist"

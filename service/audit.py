@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bandit.exploration import Float64Array
 from service.decision_record import walk_of
 from service.messages import Decision, SlotRecord
 
@@ -43,16 +44,15 @@ def audit_decision(decision: Decision, *, tolerance: float = 0.0) -> list[Mismat
     found: list[Mismatch] = []
     for slot, record in enumerate(decision.slots):
         here = walk.pmf()
-        position = -1 if here is None else int(np.searchsorted(here.feasible, record.action))
-        if here is None or position == len(here.feasible) or here.feasible[position] != record.action:
+        if here is None or not here.view.allowed[record.action]:
             return [*found, Mismatch(decision.event_id, slot, "feasibility", record.item_id, "not feasible")]
         cdf = np.cumsum(here.pmf)
-        before = float(cdf[position - 1]) if position else 0.0
+        before = float(cdf[record.action - 1]) if record.action else 0.0
         numbers = {
-            "propensity": (record.propensity, float(here.pmf[position])),
+            "propensity": (record.propensity, float(here.pmf[record.action])),
             "cumulative_before": (record.cumulative_before, before),
-            "n_feasible": (record.n_feasible, len(here.feasible)),
-            "explore_propensity": (record.explore_propensity, float(here.pmf[~here.greedy].sum())),
+            "n_feasible": (record.n_feasible, len(here.view.ranked)),
+            "explore_propensity": (record.explore_propensity, here.explore_propensity),
             "boost": (record.boost, float(walk.boosts[record.action])),
         }
         found += [
@@ -60,20 +60,18 @@ def audit_decision(decision: Decision, *, tolerance: float = 0.0) -> list[Mismat
             for what, (logged, recomputed) in numbers.items()
             if not abs(logged - recomputed) <= tolerance
         ]
-        found += _audit_draw(decision, record, slot, here.pmf, position)
+        found += _audit_draw(decision, record, slot, here.pmf)
         walk.place(record.action)
     return found
 
 
-def _audit_draw(
-    decision: Decision, record: SlotRecord, slot: int, pmf: np.ndarray[tuple[int], np.dtype[np.float64]], position: int
-) -> list[Mismatch]:
+def _audit_draw(decision: Decision, record: SlotRecord, slot: int, pmf: Float64Array) -> list[Mismatch]:
     """Check that the item has the id that was shown and that the logged uniform falls on it."""
     found = []
     shown = decision.candidates.ids[record.action]
     if shown != record.item_id:
         found.append(Mismatch(decision.event_id, slot, "item_id", record.item_id, shown))
-    is_last = position == int(np.flatnonzero(pmf)[-1])
+    is_last = record.action == int(np.flatnonzero(pmf)[-1])
     end = record.cumulative_before + record.propensity
     # Rounding moves the end of a stretch by a few units in the last place of 1.
     if record.uniform < record.cumulative_before or (record.uniform > end + 1e-12 and not is_last):

@@ -29,7 +29,7 @@ def explain(decision: Decision) -> dict[str, Any]:
     for index, record in enumerate(decision.slots):
         here = walk.pmf()
         assert here is not None
-        is_greedy = bool(here.greedy[np.searchsorted(here.feasible, record.action)])
+        is_greedy = record.action in here.greedy
         slots.append(_explain_slot(decision, record, index, float(walk.boosted[record.action]), is_greedy=is_greedy))
         walk.place(record.action)
     exploration = decision.exploration

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -18,6 +19,8 @@ from service.catalogue_writer import CatalogueWriter
 from service.cli.settings import settings_of
 from service.config import Config
 from service.errors import InvalidRequest
+from service.items_view import ITEMS_STREAM
+from service.messages import ItemUpsert, item_change_decoder
 from service.web.problems import decode
 from service.wire import UserBody
 
@@ -43,52 +46,86 @@ def _users() -> None:
 
 @items.command("import", epilog="Example: hone items import catalogue.ndjson")
 def import_items(context: typer.Context, file: File = None) -> None:
-    """Put every item of a file; repeating it changes nothing."""
+    """Put every item of a file that is new or changed; repeating it changes nothing."""
     config = settings_of(context).load()
+    known: dict[str, bytes] | None = None
 
-    async def put(writer: CatalogueWriter, batch: list[Item]) -> None:
-        for item in batch:
+    async def put(writer: CatalogueWriter, log: RedisChangeLog, batch: list[Item]) -> int:
+        nonlocal known
+        if known is None:
+            known = await _known_items(log)
+        changed = [item for item in batch if known.get(item.id) != _digest(item)]
+        for item in changed:
             writer.check_item(item)
-        await writer.put_items(batch)
+        await writer.put_items(changed)
+        return len(changed)
 
     path = file or config.data_path / "demo" / "items.ndjson"
-    count = _import(config, path, msgspec.json.Decoder(Item), put)
-    print(f"{count} items put")
+    count, n_put = _import(config, path, msgspec.json.Decoder(Item), put)
+    print(f"{n_put} items put, {count - n_put} were there already")
 
 
 @users.command("import", epilog="Example: hone users import users.ndjson")
 def import_users(context: typer.Context, file: File = None) -> None:
     """Put the attributes of every user of a file; repeating it changes nothing."""
     config = settings_of(context).load()
+
+    async def put(writer: CatalogueWriter, _log: RedisChangeLog, batch: list[UserBody]) -> int:
+        await writer.put_users(batch)
+        return len(batch)
+
     path = file or config.data_path / "demo" / "users.ndjson"
-    count = _import(config, path, msgspec.json.Decoder(UserBody), CatalogueWriter.put_users)
-    print(f"{count} users put")
+    _, n_put = _import(config, path, msgspec.json.Decoder(UserBody), put)
+    print(f"{n_put} users put")
+
+
+async def _known_items(log: RedisChangeLog) -> dict[str, bytes]:
+    """Return a digest of every item that is in the catalogue, by id."""
+    known: dict[str, bytes] = {}
+    after = "0-0"
+    while entries := await log.read({ITEMS_STREAM: after}, count=_CHUNK_LINES, block_ms=0):
+        for entry in entries:
+            change = item_change_decoder.decode(entry.payload)
+            if isinstance(change, ItemUpsert):
+                known[change.item.id] = _digest(change.item)
+            else:
+                known.pop(change.item_id, None)
+        after = entries[-1].entry_id
+    return known
+
+
+def _digest(item: Item) -> bytes:
+    return blake2b(msgspec.msgpack.encode(item, order="deterministic"), digest_size=16).digest()
 
 
 def _import(
     config: Config,
     path: Path,
     decoder: msgspec.json.Decoder[T],
-    put: Callable[[CatalogueWriter, list[T]], Awaitable[None]],
-) -> int:
-    """Decode and put a file in chunks; the first bad line ends it, and names itself."""
+    put: Callable[[CatalogueWriter, RedisChangeLog, list[T]], Awaitable[int]],
+) -> tuple[int, int]:
+    """Decode and put a file in chunks; the first bad line ends it, and names itself.
+
+    Returns:
+        Lines read and lines put.
+    """
     n_total = path.stat().st_size
 
-    async def run(url: str) -> int:
+    async def run(url: str) -> tuple[int, int]:
         client = connect(url, timeout_s=_TIMEOUT_S)
         log, states = RedisChangeLog(client), RedisUserStates(client, config.store)
         writer = CatalogueWriter(schema=config.features, log=log, users=states)
-        count = 0
+        count = n_put = 0
         try:
             with Progress(transient=True) as progress:
                 task = progress.add_task(path.name, total=n_total)
                 for batch, n_bytes in _chunks(path, decoder):
-                    await put(writer, batch)
+                    n_put += await put(writer, log, batch)
                     count += len(batch)
                     progress.advance(task, n_bytes)
         finally:
             await client.aclose()
-        return count
+        return count, n_put
 
     with running_store(config) as url:
         return asyncio.run(run(url))
