@@ -110,9 +110,10 @@ class Spool:
             if not done:
                 self._task.cancel()
                 await asyncio.wait({self._task})
-        os.close(self._file)
         if not self._queue:
+            # Before the lock goes, so that nobody adopts it meanwhile.
             self._path.unlink()
+        os.close(self._file)
 
     def append(self, entry: SpoolEntry, *, sync: bool = False) -> None:
         """Write an entry and queue it for shipping; with `sync` it is fsynced first.
@@ -157,19 +158,30 @@ class Spool:
             os.fsync(self._file)
 
     def _open(self) -> None:
-        self._path = self._folder / f"{os.getpid()}-{os.urandom(4).hex()}.spool"
-        self._file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
-        # The lock tells a file in use from one that a dead worker left.
-        fcntl.flock(self._file, fcntl.LOCK_EX)
         self._written = 0
+        while True:
+            self._path = self._folder / f"{os.getpid()}-{os.urandom(4).hex()}.spool"
+            self._file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
+            # The lock tells a file in use from one that a dead worker left.
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            if os.fstat(self._file).st_nlink:
+                return
+            # A worker that starts at the same time took the file for a dead one's before it was locked.
+            os.close(self._file)
 
     def _adopt(self, path: Path) -> None:
         """Copy the entries of a dead worker's file into ours and remove it."""
-        with path.open("rb") as file:
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return  # another worker has adopted it
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 return  # its worker lives
+            if not os.fstat(file.fileno()).st_nlink:
+                return  # another worker has adopted it since it was opened
             entries = list(read_entries(path))
             for entry in entries:
                 self._write(entry, sync=False)

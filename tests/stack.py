@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -61,6 +62,13 @@ def eventually(fact: Callable[[], bool], *, timeout_s: float = 30.0, what: str =
         if time.monotonic() > deadline_s:
             raise AssertionError(f"did not happen within {timeout_s} s: {what or fact}")
         time.sleep(0.02)
+
+
+async def until(fact: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
+    """Let other tasks run until a fact holds; `TimeoutError` when it does not within a generous deadline."""
+    async with asyncio.timeout(timeout_s):
+        while not fact():  # noqa: ASYNC110 - what tests wait for has no event to await
+            await asyncio.sleep(0.001)
 
 
 @dataclass(slots=True)
