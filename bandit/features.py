@@ -9,11 +9,14 @@ from hashlib import blake2b
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 
 from bandit.vw_format import NAMESPACE_LETTERS, Encoded, encode
 
 Namespace = Literal["context", "user", "position", "item", "dynamic"]
 Record = Mapping[str, Any]
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,12 +54,17 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if self.kind == "multi" and isinstance(value, list | tuple):
             return {f"{self.name}={entry}": 1.0 for entry in value[: self.limit]}
         if self.kind == "weighted" and isinstance(value, Mapping):
-            return {f"{self.name}={key}": float(weight) for key, weight in list(value.items())[: self.limit]}
+            return {f"{self.name}={key}": self._number(weight) for key, weight in list(value.items())[: self.limit]}
         if self.kind == "numeric" and isinstance(value, int | float) and not isinstance(value, bool):
             if self.edges:
                 return {f"{self.name}={bisect.bisect_right(self.edges, value)}": 1.0}
-            return {self.name: float(value) * self.scale}
+            return {self.name: self._number(self._number(value) * self.scale)}
         raise ValueError(f"feature {self.name!r} must be {self.kind}, got {type(value).__name__}")
+
+    def _number(self, value: Any) -> float:  # noqa: ANN401 - records hold what callers sent
+        if isinstance(value, int | float) and abs(value) <= _FLOAT32_MAX:
+            return float(value)
+        raise ValueError(f"feature {self.name!r} must have numbers that float32 holds, got {value!r:.40}")
 
 
 class FeatureSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,10 +79,10 @@ class FeatureSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     interactions: list[tuple[Namespace, Namespace]] = []
 
     def __post_init__(self) -> None:
-        """Check that names are unique and interactions join a shared namespace with an action's.
+        """Check that names are unique and interactions join a shared namespace with an action's, once.
 
         Raises:
-            ValueError: a name is declared twice, or an interaction is of another form.
+            ValueError: a name is declared twice, or an interaction is of another form or repeated.
         """
         seen: set[tuple[str, str]] = set()
         for feature in self.features:
@@ -89,6 +97,9 @@ class FeatureSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 raise ValueError(
                     f"an interaction joins context or user with item or dynamic, got {first!r} with {second!r}"
                 )
+        # VW would count a repeated pair once, and the table twice.
+        if len(set(self.interactions)) < len(self.interactions):
+            raise ValueError(f"interactions must not repeat, got {self.interactions}")
 
     @property
     def version(self) -> str:

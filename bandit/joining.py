@@ -61,6 +61,8 @@ class _Tracked(Generic[Payload]):
     user_key: str
     learnable: Sequence[bool]
     learned: list[bool]
+    # Of the decision or of an event that waited for it.
+    first_position: Position
     rewards: dict[int, list[float]] = field(default_factory=dict)
     seen: set[tuple[int, str, str]] = field(default_factory=set)
 
@@ -88,13 +90,13 @@ class Joiner(Generic[Payload]):
         """Close every window that is due at journal time `now_ms`, in the order of their ends."""
         joined: list[Joined[Payload]] = []
         while self._timers and self._timers[0][0] <= now_ms:
-            due_ms, _, kind, event_id = heapq.heappop(self._timers)
+            due_ms, position, kind, event_id = heapq.heappop(self._timers)
             if kind == "negative":
                 joined += self._close_negative(self._tracked[event_id], due_ms)
             elif kind == "window":
                 self._forget(self._tracked.pop(event_id))
             else:
-                self.counters["event_unknown_decision"] += len(self._pending.pop(event_id, ()))
+                self._give_up(event_id, position)
         return joined
 
     def add_decision(
@@ -113,6 +115,7 @@ class Joiner(Generic[Payload]):
         if event_id in self._tracked:
             self.counters["decision_duplicate"] += 1
             return joined
+        waiting = self._pending.pop(event_id, [])
         tracked = _Tracked(
             payload=payload,
             event_id=event_id,
@@ -122,6 +125,7 @@ class Joiner(Generic[Payload]):
             user_key=user_key,
             learnable=learnable,
             learned=[not wanted for wanted in learnable],
+            first_position=min((at for at, _ in waiting), default=position),
         )
         self._tracked[event_id] = tracked
         self.counters["decision"] += 1
@@ -133,7 +137,7 @@ class Joiner(Generic[Payload]):
         # One millisecond later than the negative window at the least, so that the decision is still tracked then.
         window_ms = max(int(policy.window_s * 1000), int(policy.negative_window_s * 1000) + 1)
         heapq.heappush(self._timers, (now_ms + window_ms, position, "window", event_id))
-        for _, event in self._pending.pop(event_id, ()):
+        for _, event in waiting:
             joined += self._apply(tracked, event, now_ms)
         return joined
 
@@ -150,19 +154,23 @@ class Joiner(Generic[Payload]):
         tracked = self._tracked.get(event_id)
         if tracked is not None:
             return joined + self._apply(tracked, event, position[0])
-        if event_id not in self._pending:
-            heapq.heappush(self._timers, (position[0] + self._pending_ms, position, "pending", event_id))
+        # Each event has its own end of waiting, so that rereading from any of them ends the same way.
+        heapq.heappush(self._timers, (position[0] + self._pending_ms, position, "pending", event_id))
         self._pending.setdefault(event_id, []).append((position, event))
         return joined
 
     def oldest_open(self, partition: int) -> Position | None:
         """Return the first position of a partition that may still matter, None when nothing is open.
 
-        Rereading from there rebuilds the joins.
+        Rereading every partition from there rebuilds the joins. An event that names no decision may stand in another
+        partition than the decision it was joined to, so all partitions go back to the same time.
         """
-        decisions = (t.position for t in self._tracked.values() if t.position[1] == partition)
-        waiting = (position for events in self._pending.values() for position, _ in events if position[1] == partition)
-        return min((*decisions, *waiting), default=None)
+        opened = (tracked.first_position for tracked in self._tracked.values())
+        waiting = (position for events in self._pending.values() for position, _ in events)
+        oldest = min((*opened, *waiting), default=None)
+        if oldest is None or oldest[1] == partition:
+            return oldest
+        return oldest[0], partition, 0
 
     def payload_of(self, event_id: str) -> Payload | None:
         """Return what was given with a decision, None when it is not tracked (any more)."""
@@ -194,12 +202,23 @@ class Joiner(Generic[Payload]):
         if tracked.learned[slot]:
             self.counters["reward_late"] += 1
             return [self._join(tracked, slot, reward, "late", now_ms)]
+        self.counters["reward_joined"] += 1
         tracked.rewards.setdefault(slot, []).append(reward)
         if tracked.policy.learn == "at_close":
             return []
         tracked.learned[slot] = True
         self.counters["slot_reward"] += 1
         return [self._join(tracked, slot, reward, "reward", now_ms)]
+
+    def _give_up(self, event_id: str, position: Position) -> None:
+        """Drop the event at `position` if it still waits for its decision."""
+        waiting = self._pending.get(event_id, [])
+        left = [(at, event) for at, event in waiting if at != position]
+        self.counters["event_unknown_decision"] += len(waiting) - len(left)
+        if left:
+            self._pending[event_id] = left
+        else:
+            self._pending.pop(event_id, None)
 
     def _close_negative(self, tracked: _Tracked[Payload], now_ms: int) -> list[Joined[Payload]]:
         joined = []

@@ -30,6 +30,8 @@ NAMESPACE_LETTERS = {"context": "C", "user": "U", "position": "P", "item": "I", 
 SHARED_NAMESPACES = ("context", "user", "position")
 ACTION_NAMESPACES = ("item", "dynamic")
 
+_TRIMMED = "".join(map(chr, range(0x21)))
+
 
 @lru_cache(maxsize=262_144)
 def feature_index(namespace: str, name: str) -> int:
@@ -38,7 +40,12 @@ def feature_index(namespace: str, name: str) -> int:
     >>> feature_index("context", "device=tv")
     3007328952
     """
-    return mmh3.hash(name, mmh3.hash(NAMESPACE_LETTERS[namespace], 0, signed=False), signed=False)
+    seed = mmh3.hash(NAMESPACE_LETTERS[namespace], 0, signed=False)
+    # VW trims blanks and control characters, and takes a name of digits only as a number.
+    trimmed = name.strip(_TRIMMED)
+    if trimmed.isascii() and trimmed.isdigit():
+        return (int(trimmed) + seed) & 0xFFFFFFFF
+    return mmh3.hash(trimmed, seed, signed=False) if trimmed else seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +67,17 @@ def encode(namespace: str, features: Mapping[str, float]) -> Encoded:
     """Hash named features of one namespace; features with value 0 are left out, as VW would.
 
     Raises:
-        ValueError: a value is not finite.
+        ValueError: a value is not finite in float32.
     """
-    kept = {name: value for name, value in features.items() if value != 0.0}
-    values = np.fromiter(kept.values(), dtype=np.float32, count=len(kept))
+    with np.errstate(over="ignore"):
+        values = np.fromiter(features.values(), dtype=np.float32, count=len(features))
     if not np.isfinite(values).all():
-        bad = next(name for name, value in kept.items() if not np.isfinite(np.float32(value)))
-        raise ValueError(f"feature {bad!r} must be finite, got {kept[bad]}")
-    indices = np.fromiter((feature_index(namespace, name) for name in kept), dtype=np.uint32, count=len(kept))
-    return Encoded(names=tuple(kept), indices=indices, values=values)
+        bad = list(features)[int(np.argmin(np.isfinite(values)))]
+        raise ValueError(f"feature {bad!r} must be finite, got {features[bad]}")
+    # Only now: a value may be 0 in float32 alone.
+    names = tuple(name for name, value in zip(features, values.tolist(), strict=True) if value != 0.0)
+    indices = np.fromiter((feature_index(namespace, name) for name in names), dtype=np.uint32, count=len(names))
+    return Encoded(names=names, indices=indices, values=values[values != 0.0])
 
 
 def vw_arguments(interactions: tuple[tuple[str, str], ...], *, learning_rate: float, bits: int) -> list[str]:
