@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import msgspec
 import numpy as np
 import orjson
 
@@ -27,7 +20,7 @@ from service.adapters.embedded_store import store_url
 from service.config import Config
 from service.errors import StoreUnavailable
 from service.inspect_log import audit_journal, check_skew
-from service.supervise import environment_without_hone
+from service.private_stack import private_stack, require_demo
 from service.web.app import WORKER_HEADER
 
 _N_LATENCY = 300
@@ -78,74 +71,9 @@ def diagnose(config: Config, config_path: Path | None, say: Callable[[str], None
         StoreUnavailable: the private stack does not come up.
         OSError: the demo data is missing.
     """
-    demo = config.data_path / "demo"
-    if not (demo / "summary.json").exists() or not (config.data_path / "index" / "current").exists():
-        raise OSError(f"no prepared data under {config.data_path}: run `hone data fetch` and `hone data prepare` first")
-    summary = orjson.loads((demo / "summary.json").read_bytes())
-    folder = Path(tempfile.mkdtemp(prefix="hone-doctor-"))
-    try:
-        private = msgspec.structs.replace(
-            config,
-            data_dir=str(folder),
-            store=msgspec.structs.replace(config.store, url=""),
-            http=msgspec.structs.replace(config.http, host="127.0.0.1", port=_free_port()),
-        )
-        for name in ("demo", "index"):
-            (folder / name).symlink_to((config.data_path / name).resolve())
-        with _stack(private, config_path, say) as url:
-            return asyncio.run(_examine(private, url, summary, say))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _stack(config: Config, config_path: Path | None, say: Callable[[str], None]) -> Iterator[str]:
-    """Import the demo data and run `hone serve` on it."""
-    environment = {
-        **environment_without_hone(),
-        "HONE_DATA_DIR": config.data_dir,
-        "HONE_HTTP__HOST": config.http.host,
-        "HONE_HTTP__PORT": str(config.http.port),
-        "HONE_HTTP__WORKERS": str(config.http.workers),
-        "HONE_LOG_LEVEL": "warning",
-    }
-    hone = [sys.executable, "-m", "service", *(["--config", str(config_path)] if config_path else [])]
-    for what in ("items", "users"):
-        say(f"importing {what}")
-        subprocess.run([*hone, what, "import"], env=environment, check=True, stdout=subprocess.DEVNULL)
-    say("starting a private stack")
-    log = (config.data_path / "serve.log").open("wb")
-    process = subprocess.Popen([*hone, "serve"], env=environment, stdout=log, stderr=log)
-    try:
-        url = f"http://{config.http.host}:{config.http.port}"
-        _wait_until_ready(url, process, config.data_path / "serve.log")
-        yield url
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        log.close()
-
-
-def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    async def ready() -> bool:
-        async with aiohttp.ClientSession() as session, session.get(f"{url}/readyz") as response:
-            return response.status == 200
-
-    deadline_s = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < deadline_s:
-        if process.poll() is not None:
-            raise StoreUnavailable(f"the private stack ended: {log.read_text(errors='replace')[-2000:]}")
-        try:
-            if asyncio.run(ready()):
-                return
-        except aiohttp.ClientError:
-            pass
-        time.sleep(0.1)
-    raise StoreUnavailable(f"the private stack was not ready within {_START_TIMEOUT_S:.0f} s")
+    summary = orjson.loads(require_demo(config).read_bytes())
+    with private_stack(config, config_path, say) as (private, url):
+        return asyncio.run(_examine(private, url, summary, say))
 
 
 async def _examine(config: Config, url: str, summary: dict[str, Any], say: Callable[[str], None]) -> Diagnosis:
@@ -324,10 +252,3 @@ class _Patient:
 
 def _percentiles(values: list[float], *which: int) -> dict[str, float]:
     return {f"p{q}": round(float(np.percentile(values, q)), 3) for q in which}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -182,8 +181,3 @@ def _is_ready(url: str) -> bool:
             return bool(response.status == 200)
     except OSError:
         return False
-
-
-def environment_without_hone() -> dict[str, str]:
-    """Return the environment without Hone's keys, for private stacks that must not inherit them."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("HONE_")}

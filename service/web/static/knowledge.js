@@ -66,7 +66,7 @@ export function showCharts(history, topGenres) {
 
 function chart(label, values, { low, high, format }) {
   const [width, height, top, left, right] = [300, 56, 6, 4, 50];
-  const x = (index) => left + (index * (width - left - right)) / Math.max(values.length - 1, 1);
+  const x = (index) => left + (values.length > 1 ? index / (values.length - 1) : 1) * (width - left - right);
   const y = (value) => top + (1 - (value - low) / Math.max(high - low, 1e-9)) * (height - 2 * top);
   const last = values.length - 1;
   const points = values.map((value, index) => `${x(index).toFixed(1)},${y(value).toFixed(1)}`);

@@ -3,7 +3,7 @@
 import { call, fetchFilms, knownFilm } from "./api.js";
 import { byId, el, signed } from "./dom.js";
 
-const PARTS = { greedy: "for being best", shortlist: "from the shortlist", uniform: "from the uniform share" };
+const PARTS = { greedy: "for being best", shortlist: "for being near the best", uniform: "what every film has" };
 const SOURCES = {
   als: "chosen by visitors with a similar history",
   popular: "chosen most often",
@@ -18,17 +18,20 @@ const RETRY_MS = 250;
 
 export async function openWhy(eventId, slot) {
   const dialog = byId("why");
-  const opener = document.activeElement;
-  show(dialog, "Why this film?", [el("p", { class: "none" }, "Reading the decision…")]);
+  const title = el("h2", { id: "why-title" }, "Why this film?");
+  const content = el("div", {}, el("p", { class: "none" }, "Reading the decision…"));
+  const close = el("button", { type: "button", onclick: () => dialog.close() }, "Close");
+  dialog.replaceChildren(el("header", {}, title, close), content);
   dialog.showModal();
-  dialog.addEventListener("close", () => opener?.focus(), { once: true });
   try {
     const decision = await fetchDecision(eventId);
     const explained = decision.slots[slot];
     await fetchFilms([explained.item_id, explained.greedy_item_id]);
-    show(dialog, knownFilm(explained.item_id).title, body(decision, explained));
+    title.textContent = knownFilm(explained.item_id).title;
+    content.replaceChildren(...body(decision, explained));
   } catch (error) {
-    show(dialog, error.title ?? "No explanation", [el("p", { role: "alert" }, error.detail ?? String(error))]);
+    title.textContent = error.title ?? "No explanation";
+    content.replaceChildren(el("p", { role: "alert" }, error.detail ?? String(error)));
   }
 }
 
@@ -41,11 +44,6 @@ async function fetchDecision(eventId) {
       await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
     }
   }
-}
-
-function show(dialog, title, content) {
-  const close = el("button", { type: "button", class: "close", onclick: () => dialog.close() }, "Close");
-  dialog.replaceChildren(el("header", {}, el("h2", { id: "why-title" }, title), close), ...content);
 }
 
 byId("why").addEventListener("click", (event) => {
@@ -86,7 +84,7 @@ function arithmetic(slot) {
   return el("table", { class: "sum" },
     el("caption", {}, "How the propensity adds up"),
     el("tbody", {}, rows),
-    el("tfoot", {}, el("tr", {}, el("th", { scope: "row" }, "propensity"), el("td", { class: "number", "data-part": "propensity" }, slot.propensity.toFixed(DIGITS)), el("td", {}, "logged with the decision"))),
+    el("tfoot", {}, el("tr", {}, el("th", { scope: "row" }, "propensity"), el("td", { class: "number", "data-part": "propensity" }, slot.propensity.toFixed(DIGITS)), el("td", {}, "as logged"))),
   );
 }
 

@@ -1,0 +1,68 @@
+"""`hone bench` and `hone load`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+
+from service.cli.settings import settings_of
+from simulators.benchmarks.report import save_result
+from simulators.benchmarks.service import bench_service
+from simulators.load import closed_loop, open_loop, recommend_requests
+
+bench = typer.Typer(no_args_is_help=True, help="Benchmarks: run now, print, save JSON under tests/benchmarks/results.")
+load = typer.Typer(invoke_without_command=True, help="Send load to a running service.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+@bench.callback()
+def _bench() -> None:
+    """Benchmarks: run now, print, save JSON under tests/benchmarks/results."""
+
+
+@bench.command("service", epilog="Example: hone bench service --json")
+def service_command(context: typer.Context, as_json: AsJson = False) -> None:
+    """Latency and throughput of a whole stack on the demo data."""
+    settings = settings_of(context)
+    with Console(stderr=True).status("starting") as status:
+        figures = bench_service(settings.load(), settings.config_path, status.update)
+    _report("service", figures, as_json=as_json)
+
+
+@load.callback(epilog="Example: hone load --url http://127.0.0.1:8080 --rate 100 --seconds 30")
+def load_command(
+    url: Annotated[str, typer.Option(help="Of the service.")] = "http://127.0.0.1:8080",
+    surface: Annotated[str, typer.Option(help="Surface to ask.")] = "home",
+    rate: Annotated[float, typer.Option(help="Requests a second, open loop; 0 is a closed loop.")] = 50.0,
+    clients: Annotated[int, typer.Option(help="Clients of the closed loop.")] = 4,
+    seconds: Annotated[float, typer.Option(help="How long.")] = 10.0,
+    n: Annotated[int, typer.Option(help="Slots.")] = 10,
+) -> None:
+    """Send recommendations at a constant rate (open loop), or as fast as some clients can (rate 0)."""
+    requests = recommend_requests(surface, n=n, n_users=900)
+    if rate > 0:
+        result = asyncio.run(open_loop(url, requests, rate=rate, seconds=seconds))
+    else:
+        result = asyncio.run(closed_loop(url, requests, n_clients=clients, seconds=seconds))
+    typer.echo(orjson.dumps(result.summary(), option=orjson.OPT_INDENT_2).decode())
+
+
+def _report(name: str, figures: dict[str, Any], *, as_json: bool) -> None:
+    path = save_result(name, figures)
+    typer.echo(orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode() if as_json else _lines(figures))
+    typer.echo(f"saved {path}", err=True)
+
+
+def _lines(figures: dict[str, Any], indent: str = "") -> str:
+    lines = []
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{name}", _lines(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{name:<24} {value}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Benchmarks: run now, print, save JSON with the machine and the commit."""
