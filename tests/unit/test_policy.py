@@ -1,0 +1,150 @@
+"""The vectorised scorer gives what VW gives; the touched weights are those that learning can change."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bandit.learner import Learner
+from bandit.policy import ActionFeatures, ModelSpec, VwReference, WeightTable, row_features, touched_weights
+from bandit.vw_format import CONSTANT_INDEX, Encoded, encode
+
+PAIRS = [(first, second) for first in ("context", "user") for second in ("item", "dynamic")]
+SHARED, ACTION = ("context", "user", "position"), ("item", "dynamic")
+
+
+@st.composite
+def _worlds(draw: st.DrawFn) -> tuple[ModelSpec, dict[str, Encoded], list[dict[str, Encoded]], int]:
+    """A model's form, shared features, actions' features, and a seed of weights; small tables collide often."""
+    spec = ModelSpec(
+        bits=draw(st.sampled_from([6, 10, 18])),
+        learning_rate=0.1,
+        interactions=tuple(draw(st.lists(st.sampled_from(PAIRS), unique=True))),
+        schema_version="v",
+    )
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+
+    def features(namespace: str, least: int) -> Encoded:
+        n = draw(st.integers(least, 6))
+        values = rng.normal(size=n) * (rng.random(n) < 0.9)
+        return encode(namespace, {f"f{rng.integers(50)}-{k}": float(value) for k, value in enumerate(values)})
+
+    shared = {name: features(name, 0) for name in SHARED if draw(st.booleans())}
+    used = [name for name in ACTION if draw(st.booleans())] or ["item"]
+    actions = [{name: features(name, 0) for name in used} for _ in range(draw(st.integers(1, 5)))]
+    return spec, shared, actions, draw(st.integers(0, 10**6))
+
+
+def _stacked(actions: list[dict[str, Encoded]]) -> dict[str, ActionFeatures]:
+    return {name: ActionFeatures.stack([action[name] for action in actions]) for name in actions[0]}
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(world=_worlds())
+def test_the_table_scores_as_vw_does(
+    world: tuple[ModelSpec, dict[str, Encoded], list[dict[str, Encoded]], int],
+) -> None:
+    spec, shared, actions, seed = world
+    stacked = _stacked(actions)
+    table = WeightTable(spec)
+    rng = np.random.default_rng(seed)
+    table.weights[:] = rng.normal(size=len(table.weights)).astype(np.float32)
+    # Rounding is relative to the terms of the sum, which may cancel.
+    absolute = WeightTable(spec)
+    absolute.weights[:] = np.abs(table.weights)
+    size = -absolute.score(
+        {name: Encoded(e.names, e.indices, np.abs(e.values)) for name, e in shared.items()},
+        {name: ActionFeatures(a.indices, np.abs(a.values)) for name, a in stacked.items()},
+    )
+    scores = table.score(shared, stacked)
+    reference = VwReference(spec).score(table.weights, shared, stacked)
+    assert scores.dtype == reference.dtype == np.float32
+    assert scores.shape == reference.shape == (len(actions),)
+    assert (np.abs(scores - reference) <= 1e-6 * size).all()
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(world=_worlds(), n_learned=st.integers(1, 4))
+def test_touched_weights_cover_every_weight_that_learning_changes(
+    world: tuple[ModelSpec, dict[str, Encoded], list[dict[str, Encoded]], int], n_learned: int
+) -> None:
+    spec, shared, actions, _ = world
+    learner = Learner(spec)
+    before = _dense(learner)
+    for turn in range(n_learned):
+        action = actions[turn % len(actions)]
+        learner.learn(shared, action, reward=1.0 - 0.3 * turn, propensity=0.5)
+        after = _dense(learner)
+        changed = set(np.flatnonzero(before != after).tolist())
+        touched = touched_weights(spec, shared, action)
+        assert changed
+        assert changed <= set(touched.tolist())
+        n_terms = 1 + sum(len(e.indices) for e in (*shared.values(), *action.values()))
+        n_terms += sum(
+            len(shared[a].indices) * len(action[b].indices) for a, b in spec.interactions if a in shared and b in action
+        )
+        assert len(touched) == n_terms
+        before = after
+
+
+def _dense(learner: Learner) -> np.ndarray:
+    weights = np.zeros(1 << learner.spec.bits, dtype=np.float32)
+    change = learner.all_weights()
+    weights[change.indices] = change.values
+    return weights
+
+
+def test_a_score_is_the_expected_reward_so_better_is_up() -> None:
+    spec = ModelSpec(bits=18, learning_rate=0.5, interactions=(), schema_version="v")
+    learner, table = Learner(spec), WeightTable(spec)
+    items = {name: {"item": encode("item", {name: 1.0})} for name in ("good", "bad")}
+    for _ in range(50):
+        for name, reward in (("good", 1.0), ("bad", -1.0)):
+            learner.learn({}, items[name], reward=reward, propensity=1.0)
+    change = learner.all_weights()
+    table.apply(change.indices, change.values, version=9)
+    good, bad = table.score({}, _stacked([items["good"], items["bad"]])).tolist()
+    assert good == pytest.approx(1.0, abs=0.1)
+    assert bad == pytest.approx(-1.0, abs=0.1)
+    assert table.version == 9
+
+
+def test_interactions_use_the_pair_that_is_declared_and_no_other() -> None:
+    features = {name: encode(name, {"x": 1.0}) for name in (*SHARED, *ACTION)}
+    shared = {name: features[name] for name in SHARED}
+    stacked = {name: ActionFeatures.stack([features[name]]) for name in ACTION}
+    for pair in PAIRS:
+        spec = ModelSpec(bits=18, learning_rate=0.1, interactions=(pair,), schema_version="v")
+        table = WeightTable(spec)
+        linear = {CONSTANT_INDEX & (len(table.weights) - 1)}
+        linear |= {int(e.indices[0]) & (len(table.weights) - 1) for e in features.values()}
+        (crossed,) = set(touched_weights(spec, shared, {n: features[n] for n in ACTION}).tolist()) - linear
+        table.weights[crossed] = 1.0
+        assert table.score(shared, stacked).tolist() == [-1.0]
+
+
+def test_padding_changes_no_score() -> None:
+    spec = ModelSpec(bits=10, learning_rate=0.1, interactions=(("user", "item"),), schema_version="v")
+    table = WeightTable(spec)
+    table.weights[:] = 1.0
+    user = {"user": encode("user", {"u": 1.0})}
+    short, long = encode("item", {"a": 1.0}), encode("item", {"a": 1.0, "b": 2.0, "c": 3.0})
+    alone = table.score(user, {"item": ActionFeatures.stack([short])})
+    together = table.score(user, {"item": ActionFeatures.stack([short, long])})
+    assert together[0] == alone[0] == -4.0
+    padded = row_features(ActionFeatures.stack([short, long]), 0)
+    assert padded.indices.tolist() == short.indices.tolist()
+
+
+def test_values_outside_the_table_or_not_finite_are_refused_and_change_nothing() -> None:
+    table = WeightTable(ModelSpec(bits=4, learning_rate=0.1, interactions=(), schema_version="v"))
+    with pytest.raises(ValueError, match="below 16, got 16"):
+        table.apply(np.array([0, 16], dtype=np.uint32), np.ones(2, dtype=np.float32), version=1)
+    with pytest.raises(ValueError, match="finite"):
+        table.apply(np.array([0], dtype=np.uint32), np.array([np.nan], dtype=np.float32), version=1)
+    assert table.version == 0
+    assert not table.weights.any()
+    table.apply(np.array([], dtype=np.uint32), np.array([], dtype=np.float32), version=2)
+    assert table.version == 2
