@@ -18,6 +18,10 @@ NO_CODE = -1
 FOREVER_MS = np.iinfo(np.int64).max
 # Ranks start this far apart, so that a new id fits between its neighbours without touching them.
 _RANK_STEP = 1 << 40
+# A new id often follows the newest of its kind: beside its lower neighbour it leaves the room to the next ones.
+_RANK_NUDGE = 1 << 24
+_MAX_RANK = 1 << 62
+_INT64 = np.iinfo(np.int64)
 
 
 class Catalogue:
@@ -66,7 +70,14 @@ class Catalogue:
         return None if row is None else self.items[row]
 
     def upsert(self, item: Item) -> int:
-        """Put an item, new or changed, and return its row."""
+        """Put an item, new or changed, and return its row.
+
+        Raises:
+            ValueError: a number does not fit its column; nothing was changed.
+        """
+        _check_range("min_age", item.min_age, 0, np.iinfo(np.int16).max)
+        _check_range("available_at_unix_ms", item.available_at_unix_ms, _INT64.min, _INT64.max)
+        _check_range("expires_at_unix_ms", item.expires_at_unix_ms, _INT64.min, _INT64.max)
         row = self._row.get(item.id)
         if row is None:
             row = self._take_row(item.id)
@@ -124,11 +135,16 @@ class Catalogue:
         elif after is None:
             rank = before + _RANK_STEP
         else:
-            rank = (before + after) // 2
-            if rank == before:
-                self.rank[np.fromiter(self._order, dtype=np.int64)] = np.arange(len(self._order)) * _RANK_STEP
-                return
-        self.rank[row] = rank
+            rank = before + min((after - before) // 2, _RANK_NUDGE)
+        if rank == before or abs(rank) > _MAX_RANK:
+            self._spread_ranks()
+        else:
+            self.rank[row] = rank
+
+    def _spread_ranks(self) -> None:
+        n = len(self._order)
+        step = min(_RANK_STEP, _MAX_RANK // n)
+        self.rank[np.fromiter(self._order, dtype=np.int64, count=n)] = (np.arange(n) - n // 2) * step
 
     def _creator_code(self, creator: str | None) -> int:
         return NO_CODE if creator is None else self._creators.setdefault(creator, len(self._creators))
@@ -153,3 +169,8 @@ class Catalogue:
         self.rank = np.concatenate([self.rank, np.zeros(extra, dtype=np.int64)])
         self._worldwide = np.concatenate([self._worldwide, np.ones(extra, dtype=np.bool_)])
         self._allowed = np.concatenate([self._allowed, np.ones((extra, self._allowed.shape[1]), dtype=np.bool_)])
+
+
+def _check_range(name: str, value: int | None, low: int, high: int) -> None:
+    if value is not None and not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
