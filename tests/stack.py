@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.adapters.embedded_store import EmbeddedStore, die_with_parent, socket_path
-from service.supervise import environment_without_hone
+from service.private_stack import environment_without_hone
 
 PREPARED = Path(__file__).resolve().parents[1] / "var"
 _PARTS = ("demo", "embeddings", "index")
