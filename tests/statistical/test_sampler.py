@@ -93,10 +93,15 @@ DrawSlot = Callable[[tuple[int, ...], np.ndarray, np.random.Generator, np.ndarra
 """Of (history, uniforms [m], rng, Gumbel noise [m, 6]): draws slot len(history) for m decisions with that history."""
 
 
-def _sample(draw_slot: DrawSlot, *, seed: int, n: int = N) -> Log:
-    """Run a sampler on n decisions, all those with one history at once."""
+def _sample(draw_slot: DrawSlot, *, seed: int) -> Log:
     rng = np.random.default_rng(seed)
-    uniforms, gumbels = rng.random((n, N_SLOTS)), rng.gumbel(size=(n, 6))
+    return _run(draw_slot, rng.random((N, N_SLOTS)), rng)
+
+
+def _run(draw_slot: DrawSlot, uniforms: np.ndarray, rng: np.random.Generator) -> Log:
+    """Run a sampler on one decision for each row of uniforms [n, 3], all those with one history at once."""
+    n = len(uniforms)
+    gumbels = rng.gumbel(size=(n, 6))
     log = Log(
         actions=np.zeros((n, N_SLOTS), dtype=np.int64),
         propensities=np.zeros((n, N_SLOTS)),
@@ -104,16 +109,21 @@ def _sample(draw_slot: DrawSlot, *, seed: int, n: int = N) -> Log:
         n_feasible=np.zeros((n, N_SLOTS), dtype=np.int64),
     )
     for slot in range(N_SLOTS):
-        histories, group = np.unique(log.actions[:, :slot], axis=0, return_inverse=True)
-        for number, history in enumerate(histories if slot else [()]):
-            rows = np.flatnonzero(group.ravel() == number) if slot else np.arange(n)
-            so_far = tuple(int(action) for action in history)
+        _, first, group = np.unique(_code(log.actions[:, :slot]), return_index=True, return_inverse=True)
+        for number, row in enumerate(first):
+            rows = np.flatnonzero(group == number)
+            so_far = tuple(log.actions[row, :slot].tolist())
             drawn = draw_slot(so_far, uniforms[rows, slot], rng, gumbels[rows])
             log.actions[rows, slot] = _pmf(LOGGING, so_far).feasible[drawn.places]
             log.propensities[rows, slot] = drawn.propensities
             log.cumulative_before[rows, slot] = drawn.cumulative_before
             log.n_feasible[rows, slot] = drawn.n_feasible
     return log
+
+
+def _code(slates: np.ndarray) -> np.ndarray:
+    """Return one number for each row of items."""
+    return slates @ 6 ** np.arange(slates.shape[1])
 
 
 def _inverse_cdf(pmf: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
@@ -193,9 +203,9 @@ def _parts(here: Slot, history: tuple[int, ...]) -> list[np.ndarray]:
 
 def _slates_p(log: Log) -> float:
     """Chi-square of slate counts against the products of the logged propensities; the rest is one more cell."""
-    _, group, counts = np.unique(log.actions, axis=0, return_inverse=True, return_counts=True)
+    _, group, counts = np.unique(_code(log.actions), return_inverse=True, return_counts=True)
     products = log.propensities.prod(axis=1)
-    expected = np.bincount(group.ravel(), weights=products) / counts * len(products)
+    expected = np.bincount(group, weights=products) / counts * len(products)
     missing = len(products) - expected.sum()
     common = expected >= 5.0
     observed = np.append(counts[common], counts[~common].sum())
@@ -244,9 +254,9 @@ TARGETS = {
 
 def _weights_p(log: Log, target: Exploration) -> float:
     """Mean importance weight of whole slates under a target policy."""
-    slates, group = np.unique(log.actions, axis=0, return_inverse=True)
-    target_product = np.array([_slate_propensity(target, tuple(slate.tolist())) for slate in slates])
-    return _mean_one_p(target_product[group.ravel()] / log.propensities.prod(axis=1))
+    _, first, group = np.unique(_code(log.actions), return_index=True, return_inverse=True)
+    target_product = np.array([_slate_propensity(target, tuple(log.actions[row].tolist())) for row in first])
+    return _mean_one_p(target_product[group] / log.propensities.prod(axis=1))
 
 
 def _slate_propensity(exploration: Exploration, slate: tuple[int, ...]) -> float:
@@ -311,14 +321,13 @@ def test_the_propensities_of_all_slates_sum_to_one() -> None:
 
 
 def test_sampling_by_cached_pmfs_is_drawing_slates(draws: list[list[SlotDraw]]) -> None:
-    for slate in draws:
-        history: tuple[int, ...] = ()
-        for draw in slate:
-            here = _pmf(LOGGING, history)
-            drawn = exact(history, np.array([draw.uniform]), np.random.default_rng(0), np.zeros((1, 6)))
-            assert draw.action == here.feasible[drawn.places[0]]
-            assert draw.propensity == drawn.propensities[0]
-            history += (draw.action,)
+    drawn = _log_of(draws)
+    uniforms = np.array([[draw.uniform for draw in slate] for slate in draws])
+    cached = _run(exact, uniforms, np.random.default_rng(0))
+    assert (cached.actions == drawn.actions).all()
+    assert (cached.propensities == drawn.propensities).all()
+    assert (cached.n_feasible == drawn.n_feasible).all()
+    assert cached.cumulative_before == pytest.approx(drawn.cumulative_before, abs=1e-15)
 
 
 def test_slates_come_as_often_as_their_propensities_say(log: Log, draws: list[list[SlotDraw]]) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bandit.exploration import Exploration, SlotView, build_pmf, view_slot
 
-PROPERTY = settings(deadline=None, derandomize=True, max_examples=200)
+PROPERTY = settings(deadline=None, derandomize=True, max_examples=120)
 
 explorations = st.builds(
     Exploration,

@@ -204,7 +204,7 @@ def _streams(draw: st.DrawFn, *, repeat_decisions: bool) -> Stream:
     return sorted(placed, key=lambda pair: pair[0])
 
 
-@settings(deadline=None, derandomize=True, max_examples=150)
+@settings(deadline=None, derandomize=True, max_examples=120)
 @given(stream=_streams(repeat_decisions=True))
 def test_every_stream_joins_as_a_reading_of_the_whole_stream_says(stream: Stream) -> None:
     joined, _ = _run(stream)
@@ -216,7 +216,7 @@ def test_every_stream_joins_as_a_reading_of_the_whole_stream_says(stream: Stream
     assert not by_decision
 
 
-@settings(deadline=None, derandomize=True, max_examples=80)
+@settings(deadline=None, derandomize=True, max_examples=60)
 @given(stream=_streams(repeat_decisions=True))
 def test_every_learnable_slot_is_joined_exactly_once_and_others_never(stream: Stream) -> None:
     joined, joiner = _run(stream)
@@ -230,7 +230,7 @@ def test_every_learnable_slot_is_joined_exactly_once_and_others_never(stream: St
     assert [one.at_ms for one in joined] == sorted(one.at_ms for one in joined)
 
 
-@settings(deadline=None, derandomize=True, max_examples=80)
+@settings(deadline=None, derandomize=True, max_examples=60)
 @given(stream=_streams(repeat_decisions=True))
 def test_counters_account_for_every_entry_exactly_once(stream: Stream) -> None:
     joined, joiner = _run(stream)
@@ -245,7 +245,7 @@ def test_counters_account_for_every_entry_exactly_once(stream: Stream) -> None:
     assert set(counters) <= {*EVENT_FATES, "decision", "decision_duplicate", "slot_reward", "slot_default"}
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=150)
 @given(stream=_streams(repeat_decisions=False), share=st.floats(0.0, 1.0))
 def test_a_joiner_rebuilt_from_the_oldest_open_position_goes_on_identically(stream: Stream, share: float) -> None:
     cut = int(share * len(stream))

@@ -41,7 +41,7 @@ def _stacked(actions: list[dict[str, Encoded]]) -> dict[str, ActionFeatures]:
     return {name: ActionFeatures.stack([action[name] for action in actions]) for name in actions[0]}
 
 
-@settings(deadline=None, derandomize=True, max_examples=150)
+@settings(deadline=None, derandomize=True, max_examples=100)
 @given(world=_worlds())
 def test_the_table_scores_as_vw_does(
     world: tuple[ModelSpec, dict[str, Encoded], list[dict[str, Encoded]], int],

@@ -13,7 +13,7 @@ from bandit.exploration import Exploration
 from bandit.rules import NO_CODE, Discovery, Freshness, MaxPer, Prior, Rule
 from bandit.slate import ActionSet, SlateWalk, SlotPmf, draw_slate
 
-PROPERTY = settings(deadline=None, derandomize=True, max_examples=150)
+PROPERTY = settings(deadline=None, derandomize=True, max_examples=100)
 ALMOST_ONE = float(np.nextafter(1.0, 0.0))
 UNIFORMS = st.sampled_from([0.0, 0.5, ALMOST_ONE]) | st.floats(0.0, ALMOST_ONE)
 

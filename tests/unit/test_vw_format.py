@@ -21,7 +21,7 @@ from bandit.vw_format import (
     vw_arguments,
 )
 
-PROPERTY = settings(deadline=None, derandomize=True, max_examples=200)
+PROPERTY = settings(deadline=None, derandomize=True, max_examples=120)
 BITS = 22
 MASK = (1 << BITS) - 1
 
