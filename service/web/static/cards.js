@@ -1,7 +1,7 @@
 // One film on the wall.
 
 import { knownFilm } from "./api.js";
-import { el, percent, probability, signed } from "./dom.js";
+import { decimal, el, percent, probability, signed } from "./dom.js";
 
 const REASONS = { greedy: "greedy", explore: "explore", discovery: "discovery", sponsored: "sponsored", pinned: "pinned" };
 
@@ -46,7 +46,8 @@ export function buildSkeleton() {
 }
 
 function score({ score: expected, boost }) {
-  return boost === 0 ? expected.toFixed(3) : `${expected.toFixed(3)} ${signed(boost, 3)}`;
+  const shown = decimal(expected, 3);
+  return boost === 0 ? shown : `${shown} ${signed(boost, 3)}`;
 }
 
 function figure(name, value, kind) {

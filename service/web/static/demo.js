@@ -258,6 +258,8 @@ document.addEventListener("visibilitychange", watch);
 
 async function start() {
   const turn = ++state.turn;
+  byId("news").textContent = "";
+  byId("problem").hidden = true;
   byId("wall").replaceChildren(...Array.from({ length: N_SLOTS }, buildSkeleton));
   setBusy(true);
   try {

@@ -28,4 +28,7 @@ export const percent = (share) => `${Math.round(share * 100)}%`;
 // Enough digits that a small probability is not shown as zero.
 export const probability = (p) => p.toFixed(p < 0.001 ? 6 : 4);
 
-export const signed = (value, digits) => `${value < 0 ? "\u2212" : "+"}${Math.abs(value).toFixed(digits)}`;
+// With a minus as wide as the plus, so that columns of figures line up.
+export const decimal = (value, digits) => value.toFixed(digits).replace("-", "\u2212");
+
+export const signed = (value, digits) => (value < 0 ? "" : "+") + decimal(value, digits);

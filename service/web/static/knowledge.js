@@ -5,7 +5,8 @@ import { el, byId, percent, svg } from "./dom.js";
 
 const N_RECENT = 7;
 const N_GENRES = 5;
-const N_TOP_GENRES = 3;
+// With more, nearly every slate matches and the line says nothing.
+const N_TOP_GENRES = 1;
 const VERBS = { click: "chose", skip: "skipped", dislike: "disliked", like: "liked", purchase: "bought" };
 
 // Show a user's profile and interactions; return the genres chosen most.
@@ -30,7 +31,7 @@ function genreShares(chosen) {
 function facts({ user_id, birth_date, country, attributes }, nChosen) {
   const born = birth_date ? `born ${String(birth_date).slice(0, 4)}` : "age unknown";
   const others = Object.values(attributes).map(String);
-  return [user_id, born, country, ...others, `${nChosen} chosen`].filter(Boolean).join(" · ");
+  return [user_id, born, country, ...others, `${nChosen}\u00a0chosen`].filter(Boolean).join(" · ");
 }
 
 function genreRow(genre, share) {
@@ -51,22 +52,22 @@ function fillList(id, rows, empty) {
 
 // history: [{version, genres: [genres of each film]}], oldest first.
 export function showCharts(history, topGenres) {
-  if (history.length === 0) {
-    byId("charts").replaceChildren(el("p", { class: "none" }, "Starts with the first slate."));
+  if (history.length < 2) {
+    byId("charts").replaceChildren(el("p", { class: "none" }, "Choose a film: from the second slate on, this shows what moved."));
     return;
   }
   const versions = history.map((slate) => slate.version);
   const charts = [chart("Model version", versions, { low: Math.min(...versions) - 1, high: Math.max(...versions), format: String })];
   if (topGenres.length > 0) {
     const share = ({ genres }) => genres.filter((film) => film.some((genre) => topGenres.includes(genre))).length / Math.max(genres.length, 1);
-    charts.push(chart(`Films with ${topGenres.join(", ")}`, history.map(share), { low: 0, high: 1, format: percent }));
+    charts.push(chart(`Share of films with ${topGenres.join(", ")}`, history.map(share), { low: 0, high: 1, format: percent }));
   }
   byId("charts").replaceChildren(...charts);
 }
 
 function chart(label, values, { low, high, format }) {
   const [width, height, top, left, right] = [300, 56, 6, 4, 50];
-  const x = (index) => left + (values.length > 1 ? index / (values.length - 1) : 1) * (width - left - right);
+  const x = (index) => left + (index / (values.length - 1)) * (width - left - right);
   const y = (value) => top + (1 - (value - low) / Math.max(high - low, 1e-9)) * (height - 2 * top);
   const last = values.length - 1;
   const points = values.map((value, index) => `${x(index).toFixed(1)},${y(value).toFixed(1)}`);

@@ -1,7 +1,7 @@
 // Why a slot holds what it holds: the explanation of a decision, in words and numbers.
 
 import { call, fetchFilms, knownFilm } from "./api.js";
-import { byId, el, signed } from "./dom.js";
+import { byId, decimal, el, signed } from "./dom.js";
 
 const PARTS = { greedy: "for being best", shortlist: "for being near the best", uniform: "what every film has" };
 const SOURCES = {
@@ -106,9 +106,9 @@ function scores(decision, slot) {
   const boosts = decision.rules.filter((rule) => "boost" in rule || "weight" in rule).map((rule) => rule.kind);
   const from = slot.boost !== 0 && boosts.length > 0 ? ` (${boosts.join(", ")})` : "";
   return pairs([
-    ["Expected reward", slot.score.toFixed(DIGITS)],
+    ["Expected reward", decimal(slot.score, DIGITS)],
     ["Boosts of rules", `${signed(slot.boost, DIGITS)}${from}`],
-    ["Drawn by", slot.boosted_score.toFixed(DIGITS)],
+    ["Drawn by", decimal(slot.boosted_score, DIGITS)],
     ["Best for this slot", knownFilm(slot.greedy_item_id).title],
   ]);
 }
