@@ -47,7 +47,7 @@ class Follower:
     async def catch_up(self) -> None:
         """Load snapshots and read every stream to its present end; a worker serves after this."""
         for stream in self._served:
-            await self._load_snapshot(stream)
+            await self._load_snapshot(stream, otherwise="0-0")
         more = True
         while more:
             more = bool(await self._read(block_ms=0))
@@ -74,10 +74,12 @@ class Follower:
                 self._apply_item(entry)
                 self._after[entry.stream] = entry.entry_id
             elif _order(entry.entry_id) > _order(self._after[entry.stream]):
-                self._after[entry.stream] = entry.entry_id
-                if not self._served[entry.stream].apply(_delta_decoder.decode(entry.payload)):
+                if self._served[entry.stream].apply(_delta_decoder.decode(entry.payload)):
+                    self._after[entry.stream] = entry.entry_id
+                else:
+                    # Past this delta only with the snapshot: if the store is away now, it is read again.
                     self._metrics.model_gaps.inc()
-                    await self._load_snapshot(entry.stream)
+                    await self._load_snapshot(entry.stream, otherwise=entry.entry_id)
         self._metrics.catalogue_items.set(len(self._items.catalogue))
         async with self._applied:
             self._applied.notify_all()
@@ -90,10 +92,12 @@ class Follower:
             # Refused at the door by every worker of this version; an older or newer one may have written it.
             _log.error("follow.item_refused", entry_id=entry.entry_id, error=str(error))
 
-    async def _load_snapshot(self, stream: str) -> None:
+    async def _load_snapshot(self, stream: str, *, otherwise: str) -> None:
+        """Serve the snapshot and read on from it; without one, read on from `otherwise`."""
         model = self._served[stream]
         stored = await self._models.load_snapshot(model.name)
         if stored is None:
+            self._after[stream] = otherwise
             return
         snapshot = _snapshot_decoder.decode(stored)
         model.load(snapshot)
