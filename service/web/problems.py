@@ -36,6 +36,8 @@ def decode(raw: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         return decoder.decode(raw)
     except msgspec.ValidationError as error:
         raise invalid_field(str(error)) from error
+    except RecursionError as error:
+        raise InvalidRequest("the JSON is nested too deeply", path="$", status=400) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         path, detail = _non_finite(raw) or ("$", f"malformed JSON: {error}")
         raise InvalidRequest(detail, path=path, status=400) from error
@@ -74,6 +76,8 @@ def error_middleware(metrics: Metrics) -> Any:  # noqa: ANN401 - aiohttp's middl
             if problem.status == 500:
                 _log.exception("http.failed", route=request.path)
             response = problem_response(problem)
+            if isinstance(error, web.HTTPMethodNotAllowed):
+                response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
         seconds = time.perf_counter() - started
         resource = request.match_info.route.resource
         route = resource.canonical if resource is not None else "unknown"
@@ -113,10 +117,9 @@ def _problem_of(error: Exception) -> Problem:
 def _non_finite(raw: bytes) -> tuple[str, str] | None:
     """Return the path and a message when the body is JSON but for NaN or Infinity."""
     try:
-        tree = json.loads(raw)
+        path = _find_non_finite(json.loads(raw), "$")
     except (ValueError, RecursionError):
         return None
-    path = _find_non_finite(tree, "$")
     return None if path is None else (path, "must be a finite number, got NaN or Infinity")
 
 
