@@ -166,7 +166,7 @@ def test_a_shortlist_whose_middle_half_ties_is_explored_uniformly() -> None:
     "wrong",
     [
         {"rate": -0.1},
-        {"rate": 1.1},
+        {"rate": 1.0 + 1e-9},
         {"rate": math.nan},
         {"uniform_share": 2.0},
         {"shortlist": 0},

@@ -116,7 +116,7 @@ def test_the_version_changes_with_every_declaration_and_with_nothing_else() -> N
 # --- whole columns ---------------------------------------------------------------------------------------------------
 
 near_edges = [float(np.nextafter(np.float32(e), np.float32(d), dtype=np.float32)) for e in EDGES for d in (-9, 9)]
-numbers = st.sampled_from([*EDGES, *near_edges, 0.0, -0.0, math.nan, 1e-42]) | st.floats(
+numbers = st.sampled_from([*EDGES, *near_edges, 0.7, 0.0, -0.0, math.nan, 1e-42]) | st.floats(
     -1e6, 1e6, width=32, allow_nan=False
 )
 names = st.sampled_from(["als", "similar", "tv |A i7", "7", " x ", "é", ""])
@@ -136,8 +136,8 @@ def test_columns_encode_as_records_one_by_one(
             Feature(name="raw", namespace="dynamic", source="raw", kind="numeric", scale=scale),
             Feature(name="bucketed", namespace="dynamic", source="bucketed", kind="numeric", edges=EDGES),
             Feature(name="elsewhere", namespace="item", source="raw", kind="numeric"),
-            # 0.1 in float32 lies above 0.1 in float64.
-            Feature(name="odd", namespace="dynamic", source="odd_edge", kind="numeric", edges=[0.1]),
+            # In float32 0.1 lies above and 0.7 below what they are in float64.
+            Feature(name="odd", namespace="dynamic", source="odd_edge", kind="numeric", edges=[0.1, 0.7]),
             Feature(name="source", namespace="dynamic", source="source"),
             Feature(name="again", namespace="dynamic", source="source"),
         ]

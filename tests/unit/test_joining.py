@@ -319,11 +319,25 @@ def test_an_event_waits_for_its_own_time_whatever_waited_before_it() -> None:
     assert counters["event_unknown_decision"] == 1
 
 
+def test_events_that_waited_are_joined_in_the_order_they_came() -> None:
+    like = _event(event_type="like", value=0.0)
+    joined, _ = _story((0, like), (1_000, _event()), (2_000, _decided(learnable=(True, False))))
+    assert joined == [("d", 0, 0.5, "reward", 2_000), ("d", 0, 1.0, "late", 2_000)]
+
+
 def test_a_joiner_is_rebuilt_with_the_events_that_came_before_their_decision() -> None:
     joiner: Joiner[str] = Joiner(pending_ms=PENDING_MS)
     _apply(joiner, (1_000, 0, 0), _event())
     _apply(joiner, (2_000, 0, 1), _decided())
     assert joiner.oldest_open(0) == (1_000, 0, 0)
+
+
+def test_an_event_that_waits_is_reread() -> None:
+    joiner: Joiner[str] = Joiner(pending_ms=PENDING_MS)
+    _apply(joiner, (1_000, 0, 3), _event())
+    assert joiner.oldest_open(0) == (1_000, 0, 3)
+    joiner.advance(11_000)
+    assert joiner.oldest_open(0) is None
 
 
 def test_every_partition_is_reread_from_the_time_of_the_oldest_open_decision() -> None:
@@ -343,6 +357,23 @@ def test_an_event_without_decision_goes_to_the_newest_one_that_showed_the_item_t
     )
     assert [one for one in joined if one[3] == "reward"] == [("new", 0, 1.0, "reward", 2_000)]
     assert counters["event_unattributed"] == 1
+
+
+def test_a_closed_decision_attracts_no_event_without_decision() -> None:
+    short = _decided("short", policy=ONE_WINDOW)
+    joined, counters = _story(
+        (0, _decided("long", policy=AT_CLOSE)),
+        (1_000, short),
+        (7_000, _event(event_id=None)),
+        (9_000, _event(event_id=None, client_id="2")),
+    )
+    assert [one for one in joined if one[3] == "late"] == [("long", 0, 1.0, "late", 7_000)]
+    assert (counters["event_unattributed"], counters["event_unknown_decision"]) == (1, 0)
+
+
+def test_a_decision_whose_windows_are_equal_is_still_there_when_the_negative_one_closes() -> None:
+    joined, _ = _story((0, _decided(policy=ONE_WINDOW, learnable=(True, False))), (5_000, _event()))
+    assert [one[3] for one in joined] == ["default", "late"]
 
 
 def test_decisions_of_anonymous_users_attract_no_event() -> None:

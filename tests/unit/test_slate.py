@@ -195,6 +195,10 @@ def test_boosts_act_on_the_scores_that_the_pmf_is_made_of() -> None:
     boosted = _walk([0.3, 0.2, 0.1], rules=(Prior(weight=1.0),), exploration=greedy)
     (draw,) = draw_slate(boosted, np.array([0.5]))
     assert (draw.action, draw.boost, draw.propensity) == (2, 2.0, 1.0)
+    twice = _walk([0.3, 0.2, 0.1], rules=(Prior(weight=1.0), Prior(weight=-3.0)), exploration=greedy)
+    (draw,) = draw_slate(twice, np.array([0.5]))
+    assert (draw.action, draw.boost) == (0, 0.0)
+    assert twice.boosts.tolist() == [0.0, -2.0, -4.0]
     (draw,) = draw_slate(_walk([0.3, 0.2, 0.1], exploration=greedy), np.array([0.5]))
     assert (draw.action, draw.boost) == (0, 0.0)
 
