@@ -83,7 +83,9 @@ class JournalUpTo(RedisJournal):
 
     async def read(self, after: Any, *, count: int, block_ms: int) -> Any:
         found = await super().read(after, count=count, block_ms=0)
-        return {p: [entry for entry in entries if position_of(p, entry[0]) <= self._last] for p, entries in found.items()}
+        return {
+            p: [entry for entry in entries if position_of(p, entry[0]) <= self._last] for p, entries in found.items()
+        }
 
     async def append(self, partition: int, entries: Any) -> list[str]:
         return ["0-0"]  # the undisturbed learner must not write heartbeats into the journal it is compared on
