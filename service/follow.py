@@ -18,6 +18,8 @@ from service.served_model import ServedModel
 _BATCH = 1_000
 _BLOCK_MS = 1_000
 _RETRY_S = 0.2
+# Entries are applied for so long before requests get a turn.
+_TURN_S = 0.002
 
 _log = structlog.get_logger("hone.follow")
 _delta_decoder = msgspec.msgpack.Decoder(WeightDelta)
@@ -69,7 +71,13 @@ class Follower:
 
     async def _read(self, *, block_ms: int) -> int:
         entries = await self._log.read(self._after, count=_BATCH, block_ms=block_ms)
+        loop = asyncio.get_running_loop()
+        turn_began_s = loop.time()
         for entry in entries:
+            if loop.time() - turn_began_s > _TURN_S:
+                # A new item costs milliseconds of index: requests must not wait for a whole batch of them.
+                await asyncio.sleep(0)
+                turn_began_s = loop.time()
             if entry.stream == ITEMS_STREAM:
                 self._apply_item(entry)
                 self._after[entry.stream] = entry.entry_id

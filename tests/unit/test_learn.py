@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +18,7 @@ from bandit.features import Feature, FeatureSchema
 from bandit.learner import Learner
 from bandit.rewards import EventReward, RewardPolicy
 from retrieval.catalogue import Catalogue
+from retrieval.items import Item
 from service.adapters.memory_store import MemoryChangeLog, MemoryJournal, MemoryModelStore, MemoryUserStates
 from service.adapters.memory_streams import MemoryStore
 from service.config import Config, ModelConfig, SourceConfig, StoreConfig, SurfaceConfig
@@ -23,7 +26,7 @@ from service.errors import Fenced, StoreUnavailable
 from service.follow import Follower
 from service.items_view import ItemsView
 from service.learn import LearnerLoop
-from service.messages import Checkpoint, Decision, DecisionSummary, Event, Heartbeat, ModelSnapshot, encode
+from service.messages import Checkpoint, Decision, DecisionSummary, Event, Heartbeat, ItemUpsert, ModelSnapshot, encode
 from service.metrics import Metrics
 from service.ports import Shipment
 from service.retriever import Retriever
@@ -622,3 +625,49 @@ async def test_the_learner_adds_the_interactions_that_a_worker_could_not() -> No
 def test_the_fixture_decision_is_what_the_learner_decodes() -> None:
     assert isinstance(DECISION, Decision)
     assert DECISION.slots[0].reason != "sponsored"
+
+
+async def test_other_tasks_get_their_turn_while_a_batch_of_items_is_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    reader = Reader.of(world)
+    await world.log.append("hone:items", [encode(ItemUpsert(item=Item(id=f"i{n}"))) for n in range(100)])
+    real = ItemsView.apply
+
+    def slow(view: ItemsView, position: str, change: Any) -> None:
+        # A new item costs about this much index.
+        end_s = time.monotonic() + 0.002
+        while time.monotonic() < end_s:
+            pass
+        real(view, position, change)
+
+    monkeypatch.setattr(ItemsView, "apply", slow)
+    catching_up = asyncio.create_task(reader.follower.catch_up())
+    n_turns = 0
+    while not catching_up.done():
+        await asyncio.sleep(0)
+        n_turns += 1
+    await catching_up
+    assert len(reader.follower._items.catalogue) == 100
+    assert n_turns >= 50
+
+
+async def test_an_item_that_no_column_holds_is_passed_over_and_the_rest_is_applied() -> None:
+    world = World()
+    reader = Reader.of(world)
+    changes = [
+        encode(ItemUpsert(item=Item(id="before"))),
+        encode(ItemUpsert(item=Item(id="too old", min_age=2**17))),
+        encode(ItemUpsert(item=Item(id="for ever", expires_at_unix_ms=2**63))),
+        b"\xc1 no msgpack",
+        encode(ItemUpsert(item=Item(id="after"))),
+    ]
+    ids = await world.log.append("hone:items", changes)
+    await reader.follow()
+    catalogue = reader.follower._items.catalogue
+    assert [i for i in ("before", "too old", "for ever", "after") if catalogue.row(i) is not None] == [
+        "before",
+        "after",
+    ]
+    assert reader.follower._items.position == ids[-1]
+    async with asyncio.timeout(20):
+        await reader.follower.apply_own(ids[-1])
