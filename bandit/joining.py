@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -172,6 +172,19 @@ class Joiner(Generic[Payload]):
             return oldest
         return oldest[0], partition, 0
 
+    def waiting(self) -> list[Position]:
+        """Return the positions of events that wait for their decision."""
+        return [position for events in self._pending.values() for position, _ in events]
+
+    def keep_waiting(self, positions: Collection[Position]) -> None:
+        """After a rebuild, drop the waiting events that waited for nothing: their decision was closed and forgotten."""
+        for event_id, events in list(self._pending.items()):
+            kept = [(position, event) for position, event in events if position in positions]
+            if kept:
+                self._pending[event_id] = kept
+            else:
+                del self._pending[event_id]
+
     def payload_of(self, event_id: str) -> Payload | None:
         """Return what was given with a decision, None when it is not tracked (any more)."""
         tracked = self._tracked.get(event_id)
@@ -214,7 +227,8 @@ class Joiner(Generic[Payload]):
         """Drop the event at `position` if it still waits for its decision."""
         waiting = self._pending.get(event_id, [])
         left = [(at, event) for at, event in waiting if at != position]
-        self.counters["event_unknown_decision"] += len(waiting) - len(left)
+        if len(left) < len(waiting):
+            self.counters["event_unknown_decision"] += len(waiting) - len(left)
         if left:
             self._pending[event_id] = left
         else:

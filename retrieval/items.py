@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 Attribute = str | float | bool | list[str]
 
 MAX_ITEM_ID_BYTES = 256
+# Until the year 9999; films and books are older than 1970.
+UnixMs = Annotated[int, Meta(ge=-62_135_596_800_000, le=253_402_300_799_999)]
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -28,10 +33,10 @@ class Item(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     title: str = ""
     attributes: dict[str, Attribute] = msgspec.field(default_factory=dict)
     creator: str | None = None
-    min_age: int | None = None
+    min_age: Annotated[int, Meta(ge=0, le=150)] | None = None
     regions: list[str] | None = None
-    available_at_unix_ms: int | None = None
-    expires_at_unix_ms: int | None = None
+    available_at_unix_ms: UnixMs | None = None
+    expires_at_unix_ms: UnixMs | None = None
     listed: bool = True
 
     def __post_init__(self) -> None:

@@ -6,15 +6,20 @@ import tomllib
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from bandit.exploration import Exploration
 from bandit.features import FeatureSchema
 from bandit.policy import ModelSpec
 from bandit.rewards import RewardPolicy
 from bandit.rules import Rule
+
+Count = Annotated[int, Meta(ge=1)]
+# NaN is neither above nor below, so it is refused too.
+Seconds = Annotated[float, Meta(gt=0, le=1e9)]
 
 DEFAULT_PATH = Path(__file__).with_name("hone.toml")
 
@@ -49,11 +54,11 @@ class HttpConfig(Section, frozen=True, kw_only=True):
     """
 
     host: str = "127.0.0.1"
-    port: int = 8080
-    workers: int = 2
-    max_body_bytes: int = 4_194_304
-    max_ndjson_bytes: int = 268_435_456
-    header_timeout_s: float = 30.0
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 8080
+    workers: Count = 2
+    max_body_bytes: Count = 4_194_304
+    max_ndjson_bytes: Count = 268_435_456
+    header_timeout_s: Seconds = 30.0
 
 
 class StoreConfig(Section, frozen=True, kw_only=True):
@@ -70,12 +75,12 @@ class StoreConfig(Section, frozen=True, kw_only=True):
     """
 
     url: str = ""
-    partitions: int = 1
-    timeout_s: float = 0.25
-    user_state_ttl_s: int = 86_400
-    consumed_ttl_s: int = 2_592_000
-    recent_limit: int = 10
-    consumed_limit: int = 500
+    partitions: Count = 1
+    timeout_s: Seconds = 0.25
+    user_state_ttl_s: Count = 86_400
+    consumed_ttl_s: Count = 2_592_000
+    recent_limit: Count = 10
+    consumed_limit: Count = 500
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):
@@ -88,8 +93,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     """
 
     bits: int = 20
-    learning_rate: float = 0.02
-    checkpoint_s: float = 10.0
+    learning_rate: Annotated[float, Meta(gt=0, le=10)] = 0.02
+    checkpoint_s: Seconds = 10.0
 
     def __post_init__(self) -> None:
         """Refuse table sizes that VW or this machine cannot hold.
@@ -110,9 +115,9 @@ class ArchiveConfig(Section, frozen=True, kw_only=True):
         journal_keep_s: Entries stay in the journal for this long, in seconds, even when learned and archived.
     """
 
-    flush_s: float = 10.0
-    flush_entries: int = 5_000
-    journal_keep_s: float = 900.0
+    flush_s: Seconds = 10.0
+    flush_entries: Count = 5_000
+    journal_keep_s: Seconds = 900.0
 
 
 class SourceConfig(Section, frozen=True, kw_only=True):
@@ -125,7 +130,7 @@ class SourceConfig(Section, frozen=True, kw_only=True):
     """
 
     name: Literal["als", "similar", "popular", "fresh", "random"]
-    quota: int
+    quota: Count
 
 
 class AgeGate(Section, frozen=True, kw_only=True):
@@ -158,14 +163,14 @@ class SurfaceConfig(Section, frozen=True, kw_only=True):
 
     model: str = "default"
     sources: list[SourceConfig] = []
-    n_candidates: int = 300
-    max_n: int = 100
+    n_candidates: Annotated[int, Meta(ge=1, le=10_000)] = 300
+    max_n: Annotated[int, Meta(ge=1, le=1000)] = 100
     seen: Literal["drop", "keep"] = "drop"
     age_gate: AgeGate | None = None
     exploration: Exploration = msgspec.field(default_factory=Exploration)
     rules: list[Rule] = []
     reward: RewardPolicy = msgspec.field(default_factory=RewardPolicy)
-    deadline_ms: int = 1_000
+    deadline_ms: Count = 1_000
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -249,6 +254,9 @@ def load_config(path: Path | None = None, environment: Mapping[str, str] | None 
             _override(tree, full.removeprefix("HONE_").lower().split("__"), text)
             overridden.append(name)
     try:
+        if overridden:
+            # The environment knows only text; that is no reason to take text for a number in the file.
+            msgspec.convert(tomllib.loads(source.read_text(encoding="utf-8")), Config)
         return msgspec.convert(tree, Config, strict=not overridden)
     except msgspec.ValidationError as error:
         origin = f"{source}" + (f" with {', '.join(overridden)}" if overridden else "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
@@ -19,6 +18,8 @@ FindItem = Callable[[str], Item | None]
 _MAX_CONTEXT_KEYS = 64
 _MAX_CONTEXT_TEXT = 256
 _MAX_CONTEXT_LIST = 64
+# Larger integers are not exact as JSON numbers of most clients, nor as features.
+_MAX_CONTEXT_NUMBER = 2.0**53
 _TASTE_LIMIT = 8
 
 
@@ -38,8 +39,8 @@ def check_context(context: Mapping[str, Any]) -> None:
             raise InvalidRequest(f"a context key must have at most {_MAX_CONTEXT_TEXT} characters", path=path)
         if isinstance(value, str) and len(value) > _MAX_CONTEXT_TEXT:
             raise InvalidRequest(f"must have at most {_MAX_CONTEXT_TEXT} characters, got {len(value)}", path=path)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InvalidRequest(f"must be finite, got {value}", path=path)
+        if isinstance(value, int | float) and not abs(value) <= _MAX_CONTEXT_NUMBER:
+            raise InvalidRequest(f"must be within +-{_MAX_CONTEXT_NUMBER:g}, got {value}", path=path)
         if isinstance(value, list):
             texts = all(isinstance(entry, str) and len(entry) <= _MAX_CONTEXT_TEXT for entry in value)
             if not texts or len(value) > _MAX_CONTEXT_LIST:

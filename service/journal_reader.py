@@ -44,6 +44,11 @@ class JournalReader:
         self._read_to = {partition: after.get(partition, START) for partition in range(journal.n_partitions)}
         self._held: dict[int, deque[tuple[Position, bytes]]] = {p: deque() for p in self._read_to}
 
+    @property
+    def n_held(self) -> int:
+        """Return how many entries wait for a later one of another partition."""
+        return sum(map(len, self._held.values()))
+
     async def read(self, *, count: int, block_ms: int) -> list[tuple[Position, bytes]]:
         """Return the next entries in merged order; none when nothing came within `block_ms`."""
         found = await self._journal.read(self._read_to, count=count, block_ms=block_ms)

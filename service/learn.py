@@ -161,6 +161,9 @@ class LearnerLoop:
         for partition in self._applied:
             open_position = self._joiner.oldest_open(partition)
             oldest[str(partition)] = entry_id_of(open_position) if open_position else ""
+        waiting: dict[str, list[str]] = {}
+        for position in self._joiner.waiting():
+            waiting.setdefault(str(position[1]), []).append(entry_id_of(position))
         checkpoint = Checkpoint(
             epoch=self._epoch,
             model_version=self._version,
@@ -171,6 +174,7 @@ class LearnerLoop:
             n_learned=self._learner.n_learned,
             loss_sum=self._learner.loss_sum,
             counters=dict(self._joiner.counters),
+            waiting=waiting,
         )
         await self._models.save_checkpoint(self._model, self._epoch, encode(checkpoint))
         self._saved_at_ms = self._clock()
@@ -242,6 +246,10 @@ class LearnerLoop:
             for p, entry_id in checkpoint.positions.items()
         }
         await self._rebuild_joins(JournalReader(self._journal, after))
+        if checkpoint.waiting is not None:
+            self._joiner.keep_waiting(
+                {position_of(int(p), entry_id) for p, ids in checkpoint.waiting.items() for entry_id in ids}
+            )
         self._joiner.counters.clear()
         self._joiner.counters.update(checkpoint.counters)
         self._reader = JournalReader(self._journal, {p: entry_id_of(at) for p, at in self._applied.items()})
@@ -294,7 +302,7 @@ class LearnerLoop:
             self._metrics.user_state_failures.labels("repair").inc()
 
     async def _beat(self, now_ms: int) -> None:
-        if self._joiner.n_open and now_ms - self._newest_ms >= _HEARTBEAT_MS:
+        if (self._joiner.n_open or self._reader.n_held) and now_ms - self._newest_ms >= _HEARTBEAT_MS:
             beat = encode(Heartbeat(at_unix_ms=now_ms))
             for partition in range(self._journal.n_partitions):
                 await self._journal.append(partition, [beat])

@@ -347,6 +347,7 @@ class Checkpoint(Stored, frozen=True, kw_only=True):
         n_learned: Outcomes learned.
         loss_sum: Sum of progressive squared losses.
         counters: Outcomes and events by reason.
+        waiting: Journal ids of events that wait for their decision, by partition; None in older checkpoints.
     """
 
     epoch: int
@@ -358,6 +359,7 @@ class Checkpoint(Stored, frozen=True, kw_only=True):
     n_learned: int
     loss_sum: float
     counters: dict[str, int]
+    waiting: dict[str, list[str]] | None = None
 
 
 class Outcome(Stored, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from msgspec import Meta
 from retrieval.items import Attribute
 
 Identifier = Annotated[str, Meta(min_length=1, max_length=256)]
+Slot = Annotated[int, Meta(ge=0, le=1000)]
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -107,7 +108,7 @@ class EventBody(Body, frozen=True, kw_only=True):
     event_id: Identifier | None = None
     user_id: Identifier | None = None
     item_id: Identifier | None = None
-    slot: Annotated[int, Meta(ge=0)] | None = None
+    slot: Slot | None = None
     value: float = 1.0
     ts: datetime | None = None
 
@@ -117,7 +118,7 @@ class RewardBody(Body, frozen=True, kw_only=True):
 
     event_id: Identifier
     reward: float
-    slot: Annotated[int, Meta(ge=0)] | None = None
+    slot: Slot | None = None
     item_id: Identifier | None = None
     id: Identifier | None = None
 

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from retrieval.items import Attribute, Item
 from service.bootstrap import Worker
-from service.errors import InvalidRequest, NotFound
+from service.errors import InvalidRequest, NotFound, StoreUnavailable
 from service.web.bodies import decode_each, is_ndjson, read_body, read_lines
 from service.web.handlers import json_response
 from service.web.keys import WORKER
@@ -120,7 +120,8 @@ async def patch_item(request: web.Request) -> web.Response:
     if "attributes" in fields:
         merged = {**old.attributes, **fields["attributes"]}
         fields["attributes"] = {name: value for name, value in merged.items() if value is not None}
-    item = msgspec.structs.replace(old, **fields)
+    # Through the wire form, so that a patched item is checked as a put one is.
+    item = decode(msgspec.json.encode({**msgspec.to_builtins(old), **fields}), _item_decoder)
     _check_item(worker, item, "$")
     await _applied(worker, await worker.writer.put_items([item]))
     return json_response(item)
@@ -130,7 +131,9 @@ async def delete_item(request: web.Request) -> web.Response:
     """DELETE /v1/items/{id}: gone from this worker when acknowledged, from every worker within a second."""
     worker = request.app[WORKER]
     item = _item(request)
-    await _applied(worker, await worker.writer.delete_item(item.id))
+    if not await _applied(worker, await worker.writer.delete_item(item.id)):
+        # An acknowledgement promises that this worker serves the item no more; asking again gets it when that is true.
+        raise StoreUnavailable("the item is deleted but not yet gone from this worker; try again")
     return web.Response(status=204)
 
 
@@ -203,7 +206,11 @@ def _check_item(worker: Worker, item: Item, path: str) -> None:
         raise invalid_field(str(error)) from error
 
 
-async def _applied(worker: Worker, entry_id: str) -> None:
-    """Wait until this worker shows the change, so that its acknowledgement is also the promise not to serve it."""
-    async with asyncio.timeout(_OWN_APPLY_TIMEOUT_S):
-        await worker.follower.apply_own(entry_id)
+async def _applied(worker: Worker, entry_id: str) -> bool:
+    """Wait until this worker shows a change that is durable already; return whether it does within the time-out."""
+    try:
+        async with asyncio.timeout(_OWN_APPLY_TIMEOUT_S):
+            await worker.follower.apply_own(entry_id)
+    except TimeoutError:
+        return False
+    return True
