@@ -1,7 +1,8 @@
-"""Closed-form exploration: scores of the feasible actions to a pmf.
+"""Closed-form exploration: the scores of one slot to a pmf.
 
-The pmf is the marginal over every coin that nothing later reads: the mixture is what is sampled from and what is
-logged, never the probability of the branch taken.
+Every policy is a mixture of three parts: a mass shared by the tied best actions, a pmf over a shortlist, and a uniform
+floor over all that is allowed. The pmf is the marginal over the part, which nothing later reads: the mixture is what is
+sampled from and what is logged, never the probability of the part taken.
 """
 
 from __future__ import annotations
@@ -13,21 +14,131 @@ import numpy as np
 import numpy.typing as npt
 
 Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
 
 
-class Exploration(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="epsilon"
-):
+@dataclass(frozen=True, slots=True)
+class SlotView:
+    """What a policy sees of one slot.
+
+    Attributes:
+        scores: float64 [n] of all candidates in UTF-8 id order, boosts included.
+        allowed: bool [n], at least one True: what the slot may hold.
+        n_allowed: how many.
+        greedy: int64 [g], the allowed actions that tie for best, in UTF-8 id order.
+        top: int64 [m], the shortlist: best first, ties in UTF-8 id order.
+    """
+
+    scores: Float64Array
+    allowed: npt.NDArray[np.bool_]
+    n_allowed: int
+    greedy: Int64Array
+    top: Int64Array
+
+
+def view_slot(scores: Float64Array, allowed: npt.NDArray[np.bool_], *, shortlist: int) -> SlotView:
+    """Return the view of a slot with a shortlist of at most `shortlist` actions.
+
+    Args:
+        scores: float64 [n].
+        allowed: bool [n], at least one True.
+        shortlist: size; ties at its edge enter in UTF-8 id order.
+    """
+    found = np.where(allowed, scores, -np.inf)
+    greedy = (found == found.max()).nonzero()[0]
+    n_allowed = int(np.count_nonzero(allowed))
+    if shortlist == 0:
+        return SlotView(scores=scores, allowed=allowed, n_allowed=n_allowed, greedy=greedy, top=greedy[:0])
+    if n_allowed > shortlist:
+        # Partition, then sort the few: sorting a thousand candidates for every slot would cost more than the draw.
+        n = len(found)
+        edge = np.partition(found, n - shortlist)[n - shortlist]
+        top = (found >= edge).nonzero()[0]
+        if len(top) > shortlist:
+            at_edge = (found[top] == edge).nonzero()[0]
+            top = np.delete(top, at_edge[shortlist - len(top) :])
+    else:
+        top = allowed.nonzero()[0]
+    top = top[(-found[top]).argsort(kind="stable")]
+    return SlotView(scores=scores, allowed=allowed, n_allowed=n_allowed, greedy=greedy, top=top)
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """The parts of one slot's pmf; their masses sum to 1.
+
+    Attributes:
+        greedy: Mass that the tied best actions share equally.
+        shortlist: int64 [m], positions of the shortlist, best first.
+        shortlist_masses: float64 [m].
+        uniform: Mass that everything allowed shares equally.
+    """
+
+    greedy: float
+    shortlist: Int64Array
+    shortlist_masses: Float64Array
+    uniform: float
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
+    """Base of the policies; subclasses say how the mass is split."""
+
+    def mixture(self, view: SlotView) -> Mixture:
+        """Return the parts of the slot's pmf."""
+        raise NotImplementedError
+
+    @property
+    def explore_rate(self) -> float | None:
+        """Return the declared probability of exploring, None for a policy whose rate follows from the scores."""
+        raise NotImplementedError
+
+    @property
+    def shortlist_size(self) -> int:
+        """Return how many of the best actions the policy looks at; 0 for the best alone."""
+        raise NotImplementedError
+
+    @property
+    def uniform_floor(self) -> float:
+        """Return the mass shared by everything allowed; above 0, every allowed action has support."""
+        raise NotImplementedError
+
+
+class Greedy(Policy, frozen=True, kw_only=True, tag="greedy"):
+    """Always a best action. Its logs support no other policy."""
+
+    def mixture(self, view: SlotView) -> Mixture:
+        """Return all mass on the best."""
+        return Mixture(1.0, view.top, np.zeros(0), 0.0)
+
+    @property
+    def explore_rate(self) -> float:
+        """Return 0."""
+        return 0.0
+
+    @property
+    def shortlist_size(self) -> int:
+        """Return 0."""
+        return 0
+
+    @property
+    def uniform_floor(self) -> float:
+        """Return 0."""
+        return 0.0
+
+
+class Epsilon(Policy, frozen=True, kw_only=True, tag="epsilon"):
     """Epsilon-greedy whose exploration is a softmax over a shortlist mixed with a uniform floor.
 
-    p(a) = (1 - rate) [a greedy] / |greedy| + rate ((1 - uniform_share) softmax over shortlist (s / temperature)(a)
-    + uniform_share / n). Every feasible action keeps p >= rate * uniform_share / n.
+    p(a) = (1 - rate) [a best] / |best| + rate ((1 - uniform_share) softmax over the shortlist (s / temperature)(a)
+    + uniform_share / n). Every allowed action keeps p >= rate * uniform_share / n.
 
     Attributes:
         rate: Probability of exploring, in [0, 1].
-        uniform_share: Share of exploration that is uniform over all feasible actions, in [0, 1].
+        uniform_share: Share of exploration that is uniform over all that is allowed, in [0, 1].
         shortlist: How many of the best actions the softmax covers.
         temperature: Softmax temperature in units of the score; None takes the interquartile range of the shortlist.
+
+    Source: SCIENCE notes, section 1.
     """
 
     rate: float = 0.1
@@ -41,62 +152,142 @@ class Exploration(
         Raises:
             ValueError: a parameter is out of range; the message names it.
         """
-        for name in ("rate", "uniform_share"):
-            value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"exploration {name} must be in [0, 1], got {value}")
-        if self.shortlist < 1:
-            raise ValueError(f"exploration shortlist must be at least 1, got {self.shortlist}")
-        if self.temperature is not None and not 0.0 < self.temperature < np.inf:
-            raise ValueError(f"exploration temperature must be positive and finite, got {self.temperature}")
+        _check_share("rate", self.rate)
+        _check_share("uniform_share", self.uniform_share)
+        _check_shortlist(self.shortlist, self.temperature)
+
+    def mixture(self, view: SlotView) -> Mixture:
+        """Return greedy, softmax and uniform parts."""
+        explored = self.rate * (1.0 - self.uniform_share)
+        masses = explored * softmax(view.scores[view.top], self.temperature)
+        return Mixture(1.0 - self.rate, view.top, masses, self.rate * self.uniform_share)
+
+    @property
+    def explore_rate(self) -> float:
+        """Return the rate."""
+        return self.rate
+
+    @property
+    def shortlist_size(self) -> int:
+        """Return the size of the shortlist."""
+        return self.shortlist
+
+    @property
+    def uniform_floor(self) -> float:
+        """Return rate times uniform share."""
+        return self.rate * self.uniform_share
 
 
-@dataclass(frozen=True, slots=True)
-class SlotView:
-    """What a policy sees of one slot.
+class Softmax(Policy, frozen=True, kw_only=True, tag="softmax"):
+    """A softmax over a shortlist, mixed with a uniform floor.
+
+    p(a) = (1 - uniform_share) softmax over the shortlist (s / temperature)(a) + uniform_share / n
 
     Attributes:
-        scores: float64 [n] of all candidates in UTF-8 id order, boosts included.
-        allowed: bool [n], at least one True: what the slot may hold.
-        ranked: int64 [m], positions of what is allowed, best first, ties in UTF-8 id order.
-        n_greedy: how many of `ranked` tie for best.
+        temperature: In units of the score; None takes the interquartile range of the shortlist.
+        shortlist: How many of the best actions the softmax covers.
+        uniform_share: Mass of the floor, in [0, 1].
     """
 
-    scores: Float64Array
-    allowed: npt.NDArray[np.bool_]
-    ranked: npt.NDArray[np.int64]
-    n_greedy: int
+    temperature: float | None = None
+    shortlist: int = 50
+    uniform_share: float = 0.02
+
+    def __post_init__(self) -> None:
+        """Refuse parameters outside their ranges.
+
+        Raises:
+            ValueError: a parameter is out of range; the message names it.
+        """
+        _check_share("uniform_share", self.uniform_share)
+        _check_shortlist(self.shortlist, self.temperature)
+
+    def mixture(self, view: SlotView) -> Mixture:
+        """Return softmax and uniform parts."""
+        masses = (1.0 - self.uniform_share) * softmax(view.scores[view.top], self.temperature)
+        return Mixture(0.0, view.top, masses, self.uniform_share)
+
+    @property
+    def explore_rate(self) -> None:
+        """Return None: the rate follows from the scores."""
+        return
+
+    @property
+    def shortlist_size(self) -> int:
+        """Return the size of the shortlist."""
+        return self.shortlist
+
+    @property
+    def uniform_floor(self) -> float:
+        """Return the uniform share."""
+        return self.uniform_share
 
 
-def view_slot(scores: Float64Array, allowed: npt.NDArray[np.bool_], descending: npt.NDArray[np.int64]) -> SlotView:
-    """Return the view of a slot.
+class SquareCB(Policy, frozen=True, kw_only=True, tag="squarecb"):
+    """Inverse gap weighting over a shortlist, mixed with a uniform floor.
 
-    Args:
-        scores: float64 [n].
-        allowed: bool [n], at least one True.
-        descending: int64 [n], all positions by descending score, ties by position.
+    On a shortlist of m: p(a) = 1 / (m + gamma (s_best - s_a)) for what is not best; the best share the rest equally.
+    At catalogue scale it explores far too much, which is why it works on a shortlist.
+
+    Attributes:
+        gamma: How fast probability falls with the gap, per unit of the score; larger is greedier.
+        shortlist: Size m.
+        uniform_share: Mass of the floor, in [0, 1].
+
+    Source: Foster and Rakhlin (2020), Beyond UCB.
     """
-    ranked = descending[allowed[descending]]
-    # Ties are a prefix, so the first position below the best ends them.
-    best = scores[ranked]
-    n_greedy = len(best) - int(np.searchsorted(best[::-1], best[0]))
-    return SlotView(scores=scores, allowed=allowed, ranked=ranked, n_greedy=n_greedy)
+
+    gamma: float = 1000.0
+    shortlist: int = 20
+    uniform_share: float = 0.02
+
+    def __post_init__(self) -> None:
+        """Refuse parameters outside their ranges.
+
+        Raises:
+            ValueError: a parameter is out of range; the message names it.
+        """
+        if not 0.0 <= self.gamma < np.inf:
+            raise ValueError(f"exploration gamma must be finite and not negative, got {self.gamma}")
+        _check_share("uniform_share", self.uniform_share)
+        _check_shortlist(self.shortlist, None)
+
+    def mixture(self, view: SlotView) -> Mixture:
+        """Return gap-weighted and uniform parts."""
+        scores = view.scores[view.top]
+        masses: Float64Array = 1.0 / (len(scores) + self.gamma * (scores[0] - scores))
+        n_best = np.count_nonzero(scores == scores[0])
+        masses[:n_best] = (1.0 - masses[n_best:].sum()) / n_best
+        masses *= 1.0 - self.uniform_share
+        return Mixture(0.0, view.top, masses, self.uniform_share)
+
+    @property
+    def explore_rate(self) -> None:
+        """Return None: the rate follows from the scores."""
+        return
+
+    @property
+    def shortlist_size(self) -> int:
+        """Return the size of the shortlist."""
+        return self.shortlist
+
+    @property
+    def uniform_floor(self) -> float:
+        """Return the uniform share."""
+        return self.uniform_share
 
 
-def build_pmf(view: SlotView, exploration: Exploration) -> Float64Array:
-    """Build the pmf of one slot: float64 [n] that is 0 where not allowed and sums to 1 within 1e-12.
+Exploration = Greedy | Epsilon | Softmax | SquareCB
 
-    Tied greedy actions share the greedy mass equally; ties at the edge of the shortlist enter in UTF-8 id order.
 
-    Source: SCIENCE notes, section 1 (epsilon-greedy with a shortlist mixture).
+def build_pmf(view: SlotView, mixture: Mixture) -> Float64Array:
+    """Add up the parts: float64 [n] that is 0 where not allowed and sums to 1 within 1e-12.
+
+    Tied best actions share the greedy mass equally; ties at the edge of a shortlist enter in UTF-8 id order.
     """
-    eps, lam = exploration.rate, exploration.uniform_share
-    n_allowed = len(view.ranked)
-    pmf: Float64Array = view.allowed.astype(np.float64) * (eps * lam / n_allowed)
-    if eps > 0.0:
-        shortlist = view.ranked[: exploration.shortlist]
-        pmf[shortlist] += eps * (1.0 - lam) * softmax(view.scores[shortlist], exploration.temperature)
-    pmf[view.ranked[: view.n_greedy]] += (1.0 - eps) / view.n_greedy
+    pmf: Float64Array = view.allowed * np.float64(mixture.uniform / view.n_allowed)
+    pmf[mixture.shortlist] += mixture.shortlist_masses
+    pmf[view.greedy] += mixture.greedy / len(view.greedy)
     return pmf
 
 
@@ -105,6 +296,8 @@ def softmax(descending: Float64Array, temperature: float | None) -> Float64Array
 
     A zero range means that the middle half of the scores tie; the softmax is then uniform.
     """
+    if not len(descending):
+        return descending
     tau = temperature if temperature is not None else _interquartile_range(descending)
     if tau <= 0.0:
         return np.full(len(descending), 1.0 / len(descending))
@@ -124,3 +317,15 @@ def _interquartile_range(descending: Float64Array) -> float:
         return low + (high - low) * fraction
 
     return quantile(0.75) - quantile(0.25)
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"exploration {name} must be in [0, 1], got {value}")
+
+
+def _check_shortlist(shortlist: int, temperature: float | None) -> None:
+    if shortlist < 1:
+        raise ValueError(f"exploration shortlist must be at least 1, got {shortlist}")
+    if temperature is not None and not 0.0 < temperature < np.inf:
+        raise ValueError(f"exploration temperature must be positive and finite, got {temperature}")

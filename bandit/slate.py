@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bandit.exploration import Exploration, Float64Array, SlotView, build_pmf, view_slot
-from bandit.rules import BoolArray, Columns, Discovery, Freshness, MaxPer, Prior, Rule
-
-Int64Array = npt.NDArray[np.int64]
+from bandit.columns import BoolArray, Columns, Float64Array
+from bandit.exploration import Exploration, Mixture, SlotView, build_pmf, view_slot
+from bandit.masks import CategoryMask, TagMask
+from bandit.rules import Boost, Discovery, Diversity, MaxPer, Placement, Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,46 +51,73 @@ class SlotPmf:
     """What slot k may hold and with which probability.
 
     Attributes:
-        view: Scores, what is allowed, and its ranking.
+        view: Scores, what is allowed, and the best of it.
+        mixture: The parts that the pmf is made of.
         pmf: float64 [n] over all candidates in UTF-8 id order; 0 for what is not allowed.
+        boosts: float64 [n], what rules added to the scores for this slot.
+        placed_by: `sponsored` or `pinned` when a placement fills the slot with probability 1, else empty.
         is_discovery: The slot is reserved and the pool was not empty.
         gave_way: Rules that were relaxed to leave something to show, by kind and column.
     """
 
     view: SlotView
+    mixture: Mixture
     pmf: Float64Array
+    boosts: Float64Array
+    placed_by: str
     is_discovery: bool
     gave_way: tuple[str, ...]
-
-    @property
-    def greedy(self) -> Int64Array:
-        """Return the tied best actions, in UTF-8 id order."""
-        return self.view.ranked[: self.view.n_greedy]
 
     @property
     def explore_propensity(self) -> float:
         """Return the probability that the slot is not given to a best action."""
-        return float(self.pmf[self.view.ranked[self.view.n_greedy :]].sum())
+        return max(0.0, 1.0 - float(self.pmf[self.view.greedy].sum()))
+
+    def parts(self, action: int) -> dict[str, float]:
+        """Return how an action's propensity adds up: `greedy`, `uniform`, and `shortlist` as the rest."""
+        is_greedy = self.view.scores[action] == self.view.scores[self.view.greedy[0]]
+        greedy = self.mixture.greedy / len(self.view.greedy) if is_greedy else 0.0
+        uniform = self.mixture.uniform / self.view.n_allowed
+        return {"greedy": greedy, "uniform": uniform, "shortlist": float(self.pmf[action]) - greedy - uniform}
 
 
 @dataclass(frozen=True, slots=True)
 class SlotDraw:
-    """One placed item and how it was drawn; see the decision record for the meaning of each number."""
+    """One placed item and how it was drawn.
+
+    Attributes:
+        slot: From 0.
+        action: Position in the candidates.
+        uniform: The number that was drawn.
+        cumulative_before: Cumulative probability of the actions before it.
+        branch: Part of the mixture the uniform fell into; a diagnostic, never a propensity.
+        here: The pmf it was drawn from.
+    """
 
     slot: int
     action: int
-    propensity: float
     uniform: float
     cumulative_before: float
-    n_feasible: int
-    greedy_action: int
-    n_greedy: int
-    is_greedy: bool
-    explore_propensity: float
-    is_discovery: bool
     branch: str
-    boost: float
-    gave_way: tuple[str, ...]
+    here: SlotPmf
+
+    @property
+    def propensity(self) -> float:
+        """Return the probability it was drawn with: an element of the very array that was sampled from."""
+        return float(self.here.pmf[self.action])
+
+    @property
+    def is_greedy(self) -> bool:
+        """Return whether it is a best action."""
+        view = self.here.view
+        return bool(view.scores[self.action] == view.scores[view.greedy[0]])
+
+    @property
+    def reason(self) -> str:
+        """Return pinned, sponsored, discovery, greedy or explore."""
+        if self.here.placed_by:
+            return self.here.placed_by
+        return "discovery" if self.here.is_discovery else "greedy" if self.is_greedy else "explore"
 
 
 class SlateWalk:
@@ -101,6 +128,7 @@ class SlateWalk:
         exploration: the policy.
         rules: in declared order; when nothing is left to show, the last gives way first.
         now_ms: time of the decision, for boosts.
+        n_slots: slots asked for.
         discovery_positions: slots reserved for discovery.
     """
 
@@ -111,6 +139,7 @@ class SlateWalk:
         exploration: Exploration,
         rules: Sequence[Rule],
         now_ms: int,
+        n_slots: int,
         discovery_positions: Sequence[int],
     ) -> None:
         self.actions = actions
@@ -118,23 +147,55 @@ class SlateWalk:
         self.rules = rules
         self.discovery_positions = discovery_positions
         self.history: list[int] = []
-        self.boosts: Float64Array = np.zeros(len(actions.ids))
+        columns, n = actions.columns, len(actions.ids)
+        self._scores: Float64Array = actions.scores.astype(np.float64)
+        self._boosts: Float64Array = np.zeros(n)
         for rule in rules:
-            if isinstance(rule, Freshness | Prior):
-                self.boosts += rule.build_boost(actions.columns, now_ms)
-        self.boosted: Float64Array = actions.scores.astype(np.float64) + self.boosts
-        self._descending = np.argsort(-self.boosted, kind="stable")
-        self._open: BoolArray = np.ones(len(actions.ids), dtype=np.bool_)
-        self._max_per = {id(rule): rule.start(actions.columns) for rule in rules if isinstance(rule, MaxPer)}
+            if isinstance(rule, Boost):
+                self._boosts += rule.build_boost(columns, now_ms)
+        self._limits: list[CategoryMask | TagMask | Discovery] = []
+        for rule in rules:
+            if isinstance(rule, MaxPer):
+                self._limits.append(rule.start(columns))
+            elif isinstance(rule, Discovery):
+                self._limits.append(rule)
+        self._diversity = [rule.start(columns) for rule in rules if isinstance(rule, Diversity)]
+        self._has_discovery = any(isinstance(rule, Discovery) for rule in rules)
+        # What may still be drawn; items that a placement keeps back are never drawn, only placed.
+        self._is_open: BoolArray = np.ones(n, dtype=np.bool_)
+        self._claims: dict[int, tuple[str, int]] = {}
+        is_free = self._is_open.copy()
+        for rule in rules:
+            if isinstance(rule, Placement):
+                self._is_open &= ~rule.kept_back(columns, n_slots)
+                for slot, action in rule.claims(columns, n_slots, is_free).items():
+                    # The rule declared first has the slot; the other's item then stays away, as it was kept back.
+                    if slot not in self._claims:
+                        self._claims[slot] = (str(rule.__struct_config__.tag), action)
+                        is_free[action] = False
 
     def pmf(self) -> SlotPmf | None:
         """Return the pmf of the next slot, None when no candidate is left."""
-        allowed, is_discovery, gave_way = self._allowed()
+        boosts = self._boosts
+        for walk in self._diversity:
+            boosts = boosts + walk.boost
+        slot = len(self.history)
+        if slot in self._claims:
+            return self._claimed(*self._claims[slot], boosts)
+        allowed, gave_way = self._allowed(slot)
         if not allowed.any():
             return None
-        view = view_slot(self.boosted, allowed, self._descending)
-        pmf = build_pmf(view, self.exploration)
-        return SlotPmf(view=view, pmf=pmf, is_discovery=is_discovery, gave_way=gave_way)
+        view = view_slot(self._scores + boosts, allowed, shortlist=self.exploration.shortlist_size)
+        mixture = self.exploration.mixture(view)
+        return SlotPmf(
+            view=view,
+            mixture=mixture,
+            pmf=build_pmf(view, mixture),
+            boosts=boosts,
+            placed_by="",
+            is_discovery=self._is_reserved(slot) and "discovery" not in gave_way,
+            gave_way=gave_way,
+        )
 
     def place(self, action: int) -> None:
         """Put a candidate in the next slot.
@@ -142,30 +203,50 @@ class SlateWalk:
         Raises:
             ValueError: it is already in the slate.
         """
-        if not self._open[action]:
+        if action in self.history:
             raise ValueError(f"action {action} is already in the slate")
-        self._open[action] = False
+        self._is_open[action] = False
         self.history.append(action)
+        for walk in self._diversity:
+            walk.place(action)
 
-    def _allowed(self) -> tuple[BoolArray, bool, tuple[str, ...]]:
-        """Apply the masks; when nothing is left relax them, the last declared first."""
+    def _claimed(self, placed_by: str, action: int, boosts: Float64Array) -> SlotPmf:
+        """Return the pmf of a slot that a placement fills."""
+        only = np.zeros(len(self._is_open), dtype=np.bool_)
+        only[action] = True
+        view = view_slot(self._scores + boosts, only, shortlist=0)
+        mixture = Mixture(1.0, view.top, np.zeros(0), 0.0)
+        return SlotPmf(
+            view=view,
+            mixture=mixture,
+            pmf=build_pmf(view, mixture),
+            boosts=boosts,
+            placed_by=placed_by,
+            is_discovery=False,
+            gave_way=(),
+        )
+
+    def _is_reserved(self, slot: int) -> bool:
+        return self._has_discovery and slot in self.discovery_positions
+
+    def _allowed(self, slot: int) -> tuple[BoolArray, tuple[str, ...]]:
+        """Return what the next slot may hold and what gave way; when nothing is left, the last declared does first."""
         masks: list[tuple[str, BoolArray]] = []
-        reserved = len(self.history) in self.discovery_positions
-        for rule in self.rules:
-            if isinstance(rule, MaxPer):
-                mask = self._max_per[id(rule)].build_mask(self.history)
-                if mask is not None:
-                    masks.append((f"max_per:{rule.column}", mask))
-            elif isinstance(rule, Discovery) and reserved:
-                masks.append(("discovery", self.actions.columns[rule.column].astype(np.bool_)))
+        for limit in self._limits:
+            if isinstance(limit, Discovery):
+                if self._is_reserved(slot):
+                    masks.append(("discovery", self.actions.columns[limit.column].astype(np.bool_)))
+                continue
+            mask = limit.build_mask(self.history)
+            if mask is not None:
+                masks.append((f"max_per:{limit.rule.column}", mask))
         gave_way: list[str] = []
         while True:
-            allowed = self._open.copy()
+            allowed = self._is_open.copy()
             for _, mask in masks:
                 allowed &= mask
             if not masks or allowed.any():
-                is_discovery = any(name == "discovery" for name, _ in masks)
-                return allowed, is_discovery, tuple(gave_way)
+                return allowed, tuple(gave_way)
             gave_way.append(masks.pop()[0])
 
 
@@ -184,43 +265,35 @@ def draw_slate(walk: SlateWalk, uniforms: Float64Array) -> list[SlotDraw]:
         here = walk.pmf()
         if here is None:
             break
-        cdf = np.cumsum(here.pmf)
+        cdf = here.pmf.cumsum()
         # What is not allowed adds nothing, so the first sum above the uniform is at an allowed action. The last sum may
         # fall short of 1 by rounding: the draw then ends on the last possible action.
-        action = int(np.searchsorted(cdf, uniform, side="right"))
+        action = int(cdf.searchsorted(uniform, side="right"))
         if action == len(cdf):
             action = int(np.flatnonzero(here.pmf)[-1])
         before = float(cdf[action - 1]) if action else 0.0
-        is_greedy = walk.boosted[action] == walk.boosted[here.view.ranked[0]]
         draws.append(
             SlotDraw(
                 slot=slot,
                 action=action,
-                propensity=float(here.pmf[action]),
                 uniform=uniform,
                 cumulative_before=before,
-                n_feasible=len(here.view.ranked),
-                greedy_action=int(here.view.ranked[0]),
-                n_greedy=here.view.n_greedy,
-                is_greedy=bool(is_greedy),
-                explore_propensity=here.explore_propensity,
-                is_discovery=here.is_discovery,
-                branch=_branch(walk.exploration, here.view, uniform - before, is_greedy=bool(is_greedy)),
-                boost=float(walk.boosts[action]),
-                gave_way=here.gave_way,
+                branch=_branch(here, action, uniform - before),
+                here=here,
             )
         )
         walk.place(action)
     return draws
 
 
-def _branch(exploration: Exploration, view: SlotView, offset: float, *, is_greedy: bool) -> str:
-    """Say which part of the mixture the uniform fell into: a diagnostic with the right joint law, never a propensity.
+def _branch(here: SlotPmf, action: int, offset: float) -> str:
+    """Say which part of the mixture the uniform fell into, with the right joint law.
 
     An action's stretch of the unit interval is cut as greedy, then uniform, then shortlist mass.
     """
-    greedy_mass = (1.0 - exploration.rate) / view.n_greedy if is_greedy else 0.0
-    uniform_mass = exploration.rate * exploration.uniform_share / len(view.ranked)
-    if offset < greedy_mass:
+    if here.placed_by:
+        return here.placed_by
+    parts = here.parts(action)
+    if offset < parts["greedy"]:
         return "greedy"
-    return "uniform" if offset < greedy_mass + uniform_mass else "shortlist"
+    return "uniform" if offset < parts["greedy"] + parts["uniform"] else "shortlist"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bandit.exploration import Float64Array
-from service.decision_record import walk_of
+from service.decision_record import inputs_digest, walk_of
 from service.messages import Decision, SlotRecord
 
 
@@ -42,6 +42,9 @@ def audit_decision(decision: Decision, *, tolerance: float = 0.0) -> list[Mismat
     except ValueError as error:
         return [Mismatch(decision.event_id, -1, "candidates", "unreadable", str(error))]
     found: list[Mismatch] = []
+    digest = inputs_digest(decision)
+    if digest != decision.inputs_digest:
+        found.append(Mismatch(decision.event_id, -1, "inputs", decision.inputs_digest, digest))
     for slot, record in enumerate(decision.slots):
         here = walk.pmf()
         if here is None or not here.view.allowed[record.action]:
@@ -51,9 +54,9 @@ def audit_decision(decision: Decision, *, tolerance: float = 0.0) -> list[Mismat
         numbers = {
             "propensity": (record.propensity, float(here.pmf[record.action])),
             "cumulative_before": (record.cumulative_before, before),
-            "n_feasible": (record.n_feasible, len(here.view.ranked)),
+            "n_feasible": (record.n_feasible, here.view.n_allowed),
             "explore_propensity": (record.explore_propensity, here.explore_propensity),
-            "boost": (record.boost, float(walk.boosts[record.action])),
+            "boost": (record.boost, float(here.boosts[record.action])),
         }
         found += [
             Mismatch(decision.event_id, slot, what, logged, recomputed)

@@ -28,6 +28,7 @@ from service.metrics import Metrics
 from service.ports import Journal, UserStates
 from service.recommend import Recommender
 from service.retriever import Retriever
+from service.rule_columns import AttributeColumns, attribute_kinds
 from service.served_model import ServedModel
 from service.spool import Spool
 
@@ -127,7 +128,7 @@ def build_worker(config: Config) -> Worker:
     reads = connect(url, timeout_s=None)
     journal = RedisJournal(writes, n_partitions=config.store.partitions)
     users = RedisUserStates(fast, config.store)
-    items = ItemsView(config.features, load_retriever(config))
+    items = ItemsView(config.features, load_retriever(config), AttributeColumns(attribute_kinds(config)))
     names = {surface.model for surface in config.surfaces.values()}
     served = {name: ServedModel(name, config.model_spec(name), metrics) for name in sorted(names)}
     spool = Spool(config.data_path / "spool", journal, metrics)

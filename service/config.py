@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
+from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from bandit.exploration import Exploration
+from bandit.exploration import Epsilon, Exploration
 from bandit.features import FeatureSchema
 from bandit.policy import ModelSpec
 from bandit.rewards import RewardPolicy
@@ -145,6 +147,42 @@ class AgeGate(Section, frozen=True, kw_only=True):
     unknown_user_age: int = 18
 
 
+class Campaign(Section, frozen=True, kw_only=True):
+    """What an editor or sponsor wants for one item, between two dates.
+
+    Attributes:
+        item_id: The item; it is made a candidate while the campaign runs, if the viewer may be shown it.
+        kind: `pin` puts it at `slot`, `sponsor` gives it the surface's sponsored slots, `boost` adds to its score.
+        slot: Where a pinned item stands, from 0.
+        boost: What a boosted item's score gains where the surface has a prior rule on `campaign_boost`.
+        starts_at: From when on, with time zone; None from always.
+        ends_at: Until when, with time zone; None for ever.
+    """
+
+    item_id: str
+    kind: Literal["pin", "sponsor", "boost"]
+    slot: int = 0
+    boost: float = 0.0
+    starts_at: datetime | None = None
+    ends_at: datetime | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse dates without a zone and values that no slate can have.
+
+        Raises:
+            ValueError: one of them is.
+        """
+        if any(at is not None and at.tzinfo is None for at in (self.starts_at, self.ends_at)):
+            raise ValueError(f"campaign of {self.item_id!r} needs dates with a time zone")
+        if self.slot < 0 or not math.isfinite(self.boost):
+            raise ValueError(f"campaign of {self.item_id!r} needs slot >= 0 and a finite boost")
+
+    def runs_at(self, now_ms: int) -> bool:
+        """Return whether it runs at a time, in unix milliseconds."""
+        started = self.starts_at is None or self.starts_at.timestamp() * 1000 <= now_ms
+        return started and (self.ends_at is None or now_ms < self.ends_at.timestamp() * 1000)
+
+
 class SurfaceConfig(Section, frozen=True, kw_only=True):
     """One place where recommendations are shown.
 
@@ -157,6 +195,7 @@ class SurfaceConfig(Section, frozen=True, kw_only=True):
         age_gate: Missing switches it off.
         exploration: Policy parameters.
         rules: In order of importance; the last gives way first.
+        campaigns: Pinned, sponsored and boosted items with their dates.
         reward: How events become reward.
         deadline_ms: Every request is answered inside it.
     """
@@ -167,8 +206,9 @@ class SurfaceConfig(Section, frozen=True, kw_only=True):
     max_n: Annotated[int, Meta(ge=1, le=1000)] = 100
     seen: Literal["drop", "keep"] = "drop"
     age_gate: AgeGate | None = None
-    exploration: Exploration = msgspec.field(default_factory=Exploration)
+    exploration: Exploration = msgspec.field(default_factory=Epsilon)
     rules: list[Rule] = []
+    campaigns: list[Campaign] = []
     reward: RewardPolicy = msgspec.field(default_factory=RewardPolicy)
     deadline_ms: Count = 1_000
 

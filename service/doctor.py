@@ -94,7 +94,7 @@ async def _examine(config: Config, url: str, summary: dict[str, Any], say: Calla
     report = {
         "recommend_ms": _percentiles(latencies, 50, 95, 99),
         "reward_to_served_ms": {**_percentiles(rewards, 50, 95), "n": len(rewards), "workers": len(sessions)},
-        "propensity_audit": audit,
+        "propensity_audit": audit.summary(),
         "feature_skew": skew,
         "unlist_ms": _percentiles(unlisted, 50, 95),
         "put_to_recommendable_ms": _percentiles(put, 50, 95),

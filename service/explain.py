@@ -6,9 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from bandit.slate import SlotPmf
 from service.decision_record import walk_of
 from service.messages import Decision, SlotRecord, journal_decoder
 from service.ports import Journal
+
+_PART_IN_WORDS = {
+    "greedy": "for being best",
+    "shortlist": "from the shortlist",
+    "uniform": "from the uniform share",
+    "sponsored": "for being sponsored",
+    "pinned": "for being pinned",
+}
 
 
 async def find_decision(journal: Journal, event_id: str) -> Decision | None:
@@ -29,8 +38,7 @@ def explain(decision: Decision) -> dict[str, Any]:
     for index, record in enumerate(decision.slots):
         here = walk.pmf()
         assert here is not None
-        is_greedy = record.action in here.greedy
-        slots.append(_explain_slot(decision, record, index, float(walk.boosted[record.action]), is_greedy=is_greedy))
+        slots.append(_explain_slot(decision, record, index, here))
         walk.place(record.action)
     exploration = decision.exploration
     return {
@@ -50,15 +58,10 @@ def explain(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _explain_slot(
-    decision: Decision, record: SlotRecord, index: int, boosted: float, *, is_greedy: bool
-) -> dict[str, Any]:
-    exploration, candidates = decision.exploration, decision.candidates
-    n = record.n_feasible
-    uniform = exploration.rate * exploration.uniform_share / n
-    # The record holds the whole; the greedy and uniform parts follow from it, the shortlist part is the rest.
-    greedy = (1.0 - exploration.rate) / record.n_greedy if is_greedy else 0.0
-    shortlist = record.propensity - greedy - uniform
+def _explain_slot(decision: Decision, record: SlotRecord, index: int, here: SlotPmf) -> dict[str, Any]:
+    candidates = decision.candidates
+    parts = here.parts(record.action) if not here.placed_by else {here.placed_by: 1.0}
+    because = ", ".join(f"{mass:.6f} {_PART_IN_WORDS[part]}" for part, mass in parts.items())
     scores = np.frombuffer(candidates.scores, dtype="<f4")
     return {
         "slot": index,
@@ -67,13 +70,15 @@ def _explain_slot(
         "reason": record.reason,
         "score": float(scores[record.action]),
         "boost": record.boost,
-        "boosted_score": boosted,
+        "boosted_score": float(here.view.scores[record.action]),
         "greedy_item_id": candidates.ids[record.greedy_action],
         "propensity": record.propensity,
-        "arithmetic": {"greedy": greedy, "shortlist": shortlist, "uniform": uniform},
+        "n_feasible": record.n_feasible,
+        "n_greedy": record.n_greedy,
+        "arithmetic": parts,
         "in_words": (
-            f"{record.item_id} was drawn with probability {record.propensity:.6f} from {n} feasible items: "
-            f"{greedy:.6f} for being best, {shortlist:.6f} from the shortlist, {uniform:.6f} from the uniform share."
+            f"{record.item_id} was drawn with probability {record.propensity:.6f} "
+            f"from {record.n_feasible} feasible items: {because}."
         ),
         "uniform_drawn": record.uniform,
         "cumulative_before": record.cumulative_before,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from service.adapters.redis_store import RedisChangeLog, RedisJournal, RedisUserStates, connect
 from service.audit import audit_decision
+from service.audit_statistics import AuditStatistics
 from service.config import Config
 from service.items_view import ITEMS_STREAM
 from service.journal_reader import JournalReader
@@ -41,6 +45,51 @@ class Findings:
         self.examples += found[: _SHOWN - len(self.examples)]
 
 
+@dataclass(slots=True)
+class AuditFindings(Findings):
+    """Exact mismatches, and the statistical tests.
+
+    Attributes:
+        statistics: Tests of what recomputation cannot see.
+    """
+
+    statistics: AuditStatistics = field(default_factory=lambda: AuditStatistics(seed=0))
+
+    @property
+    def is_clean(self) -> bool:
+        """Return whether nothing differs and no test rejects."""
+        return self.mismatches == 0 and not self.statistics.alarms
+
+    def audit(self, decisions: Iterable[Decision]) -> None:
+        """Audit decisions, one after the other."""
+        here = numerics_fingerprint()
+        for decision in decisions:
+            tolerance = 0.0 if decision.versions.numerics == here else 1e-12
+            self.add(audit_decision(decision, tolerance=tolerance))
+            self.statistics.add(decision)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures."""
+        return {
+            "checked": self.checked,
+            "mismatches": self.mismatches,
+            "examples": self.examples,
+            "statistics": self.statistics.summary(),
+            "clean": self.is_clean,
+        }
+
+
+def read_archive(folder: Path) -> Iterator[Decision]:
+    """Yield the archived decisions, file by file and row group by row group."""
+    for path in sorted((folder / "decisions").rglob("*.parquet")):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=256, columns=["record"]):
+                for record in batch.column("record"):
+                    decision = journal_decoder.decode(record.as_buffer())
+                    assert isinstance(decision, Decision)
+                    yield decision
+
+
 async def read_journal(config: Config, url: str) -> AsyncIterator[JournalEntry]:
     """Yield every entry of the journal in merged order."""
     client = connect(url, timeout_s=_TIMEOUT_S)
@@ -53,14 +102,12 @@ async def read_journal(config: Config, url: str) -> AsyncIterator[JournalEntry]:
         await client.aclose()
 
 
-async def audit_journal(config: Config, url: str) -> Findings:
+async def audit_journal(config: Config, url: str) -> AuditFindings:
     """Audit every decision of the journal."""
-    findings = Findings()
-    here = numerics_fingerprint()
+    findings = AuditFindings()
     async for entry in read_journal(config, url):
         if isinstance(entry, Decision):
-            tolerance = 0.0 if entry.versions.numerics == here else 1e-12
-            findings.add(audit_decision(entry, tolerance=tolerance))
+            findings.audit([entry])
     return findings
 
 

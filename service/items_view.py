@@ -15,6 +15,7 @@ from retrieval.catalogue import Catalogue
 from service.feature_records import item_record
 from service.messages import ItemChange, ItemUpsert
 from service.retriever import Retriever
+from service.rule_columns import AttributeColumns
 
 ITEMS_STREAM = "hone:items"
 
@@ -48,8 +49,9 @@ class ItemFeatureTable:
 class ItemsView:
     """Applies item changes in stream order; `position` is the last one applied."""
 
-    def __init__(self, schema: FeatureSchema, retriever: Retriever) -> None:
+    def __init__(self, schema: FeatureSchema, retriever: Retriever, columns: AttributeColumns) -> None:
         self.schema = schema
+        self.columns = columns
         self.retriever = retriever
         self.catalogue: Catalogue = retriever.catalogue
         self.features = ItemFeatureTable(schema)
@@ -66,6 +68,7 @@ class ItemsView:
             named = self.schema.named("item", item_record(change.item))
             row = self.catalogue.upsert(change.item)
             self.features.put(row, named)
+            self.columns.put(row, change.item)
             self.retriever.put(row, change.item)
         else:
             deleted = self.catalogue.delete(change.item_id)

@@ -25,6 +25,8 @@ _BLOCK_MS = 50
 # Journal time must move for windows to close; an idle journal gets a heartbeat this often.
 _HEARTBEAT_MS = 1_000
 _SNAPSHOT_EVERY = 1_000
+# Slots that were not drawn: their propensity is 1 and teaches nothing about the choice.
+_PLACED = frozenset({"sponsored", "pinned"})
 
 _log = structlog.get_logger("hone.learn")
 
@@ -207,7 +209,7 @@ class LearnerLoop:
                 policy=policy,
                 item_ids=[slot.item_id for slot in entry.slots],
                 user_key=entry.user_key,
-                learnable=[slot.reason != "sponsored" for slot in entry.slots],
+                learnable=[slot.reason not in _PLACED for slot in entry.slots],
                 payload=entry,
             )
         if isinstance(entry, Event):

@@ -133,6 +133,7 @@ class Decision(Stored, frozen=True, kw_only=True, tag_field="type", tag="decisio
         n_requested: Slots asked for.
         degraded: Parts that were left out.
         latency_ms: Time by stage.
+        inputs_digest: BLAKE2b of everything the slate was drawn from, so that no change of it goes unseen.
     """
 
     event_id: str
@@ -156,6 +157,7 @@ class Decision(Stored, frozen=True, kw_only=True, tag_field="type", tag="decisio
     n_requested: int
     degraded: list[str]
     latency_ms: dict[str, float]
+    inputs_digest: str = ""
 
 
 class Event(Stored, frozen=True, kw_only=True, tag_field="type", tag="event"):

@@ -6,7 +6,7 @@ Every method may raise `StoreUnavailable`; a write may then have happened or not
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.messages import DecisionSummary, Interaction, JournalEntry, UserProfile
@@ -55,11 +55,19 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class UserState:
-    """What a request reads of its user; empty for unknown users."""
+    """What a request reads of its user; empty for unknown users.
+
+    Attributes:
+        profile: Attributes.
+        recent: Interactions, oldest first.
+        consumed: Items with a positive interaction lately.
+        n_seen: Showings lately, by item.
+    """
 
     profile: UserProfile
     recent: Sequence[Interaction]
     consumed: frozenset[str]
+    n_seen: Mapping[str, int] = field(default_factory=dict)
 
 
 class Journal(Protocol):

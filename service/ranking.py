@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from bandit.columns import NO_CODE, Columns
 from bandit.dynamic import CategoryColumn, Column, encode_dynamic
 from bandit.policy import ActionFeatures
-from bandit.rules import NO_CODE, Columns
 from bandit.slate import ActionSet
 from bandit.vw_format import encode
 from retrieval.items import Item
 from service.errors import InvalidRequest
 from service.feature_records import item_record
 from service.items_view import ItemsView
-from service.retriever import Candidates
+from service.retriever import Candidates, Int32Array
+from service.rule_columns import RequestColumns
 from service.served_model import ServedModel
 from service.wire import InlineAction
 
@@ -43,18 +44,37 @@ class Ranked:
     affinity: np.ndarray[Any, np.dtype[np.float32]]
 
 
-def rank(view: ItemsView, model: ServedModel, named: NamedFeatures, candidates: Candidates) -> Ranked:
+@dataclass(frozen=True, slots=True)
+class ColumnRequest:
+    """Which columns the surface's rules read, and what they need of the request.
+
+    Attributes:
+        names: The columns.
+        request: Campaigns and showings.
+    """
+
+    names: Collection[str]
+    request: RequestColumns
+
+
+def rank(
+    view: ItemsView, model: ServedModel, named: NamedFeatures, candidates: Candidates, wanted: ColumnRequest
+) -> Ranked:
     """Score catalogue candidates in one evaluation, without a loop over them."""
     order = np.argsort(view.catalogue.rank_of(candidates.rows))
     rows = candidates.rows[order]
-    columns: Columns = {
-        "creator": view.catalogue.creator[rows],
-        "available_at_unix_ms": view.catalogue.available_at_unix_ms[rows],
-        "discovery": view.retriever.under_explored(rows),
-        "affinity": candidates.affinity[order],
-    }
-    ids = [view.catalogue.item_ids[row] or "" for row in rows.tolist()]
     sources, affinity = candidates.sources[order], candidates.affinity[order]
+    # The affinity is a dynamic feature, so it is always there and always logged.
+    columns: Columns = {"affinity": affinity, **view.columns.take(rows, wanted.names)}
+    columns |= wanted.request.build(rows, wanted.names)
+    built_in: dict[str, Callable[[Int32Array], np.ndarray[Any, Any]]] = {
+        "creator": view.catalogue.creator.__getitem__,
+        "available_at_unix_ms": view.catalogue.available_at_unix_ms.__getitem__,
+        "discovery": view.retriever.under_explored,
+        "popularity": view.retriever.popularity,
+    }
+    columns |= {name: build(rows) for name, build in built_in.items() if name in wanted.names}
+    ids = [view.catalogue.item_ids[row] or "" for row in rows.tolist()]
     scores = _score(view, model, named, view.features.take(rows), sources, candidates.source_names, affinity)
     return Ranked(
         actions=ActionSet(ids=ids, scores=scores, columns=columns),
@@ -66,7 +86,12 @@ def rank(view: ItemsView, model: ServedModel, named: NamedFeatures, candidates: 
 
 
 def rank_described(
-    view: ItemsView, model: ServedModel, named: NamedFeatures, candidates: Candidates, described: Sequence[InlineAction]
+    view: ItemsView,
+    model: ServedModel,
+    named: NamedFeatures,
+    candidates: Candidates,
+    described: Sequence[InlineAction],
+    wanted: ColumnRequest,
 ) -> Ranked:
     """Score actions that the caller described, together with catalogue candidates it named.
 
@@ -88,12 +113,18 @@ def rank_described(
     affinity = np.array([affinity_of.get(action.id, np.nan) for action in everyone], dtype=np.float32)
     features = ActionFeatures.stack(encoded)
     scores = _score(view, model, named, features, sources, candidates.source_names, affinity)
-    columns: Columns = {
+    # A described action has no row: nobody pinned, sponsored, boosted or explored it.
+    row_of = {item.id: row for row, item in zip(candidates.rows.tolist(), known, strict=True)}
+    rows = np.array([row_of.get(action.id, -1) for action in everyone], dtype=np.int32)
+    built_in: Columns = {
         "creator": np.array(codes, dtype=np.int32),
         "available_at_unix_ms": np.array(available, dtype=np.int64),
         "discovery": np.zeros(n, dtype=np.bool_),
-        "affinity": affinity,
+        "popularity": np.zeros(n, dtype=np.float32),
     }
+    columns: Columns = {"affinity": affinity, **view.columns.encode(everyone, wanted.names)}
+    columns |= wanted.request.build(rows, wanted.names)
+    columns |= {name: column for name, column in built_in.items() if name in wanted.names}
     return Ranked(
         actions=ActionSet(ids=[action.id for action in everyone], scores=scores, columns=columns),
         described={action.id: action for action in described},

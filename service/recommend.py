@@ -19,8 +19,8 @@ from bandit.randomness import Purpose, build_generator
 from bandit.rules import Discovery
 from bandit.slate import ActionSet, SlateWalk, SlotDraw, draw_slate
 from retrieval.filters import Viewer
-from service.config import Config, SurfaceConfig
-from service.decision_record import build_slot, pack_candidates, response_of
+from service.config import Campaign, Config, SurfaceConfig
+from service.decision_record import build_slot, pack_actions, response_of, seal
 from service.errors import Conflict, InvalidRequest, StoreUnavailable
 from service.explain import find_decision
 from service.feature_records import check_context, context_record, liked_items, state_record, viewer_age
@@ -29,8 +29,9 @@ from service.messages import Decision, DecisionSummary, UserProfile, Versions, e
 from service.metrics import Metrics
 from service.numerics import build_event_id, keyed_digest, numerics_fingerprint
 from service.ports import Claim, Journal, UserState, UserStates
-from service.ranking import Ranked, rank, rank_described
+from service.ranking import ColumnRequest, rank, rank_described
 from service.retriever import CandidateQuery, Candidates
+from service.rule_columns import RequestColumns, columns_of
 from service.served_model import ServedModel
 from service.spool import Spool, SpoolEntry
 from service.wire import InlineAction, RecommendRequest, RecommendResponse
@@ -123,13 +124,19 @@ class Recommender:
         named = self._named_features(request, state, now_ms)
         candidates, described = self._candidates(request, surface, query, event_id, degraded)
         watch.lap("candidates")
-        ranked = self._rank(model, named, candidates, described)
+        wanted = ColumnRequest(
+            columns_of(surface.rules), RequestColumns(self._running(surface, now_ms), self._seen_rows(state))
+        )
+        if described:
+            ranked = rank_described(self._items, model, named, candidates, described, wanted)
+        else:
+            ranked = rank(self._items, model, named, candidates, wanted)
         watch.lap("score")
         walk, draws, discovery_probability = self._draw(request, surface, ranked.actions, event_id, now_ms)
         watch.lap("slate")
         for part in degraded:
             self._metrics.degraded.labels(part).inc()
-        return Decision(
+        decision = Decision(
             event_id=event_id,
             decided_at_unix_ms=now_ms,
             surface=request.surface,
@@ -146,12 +153,13 @@ class Recommender:
             rules=surface.rules,
             discovery_positions=list(walk.discovery_positions),
             discovery_probability=discovery_probability,
-            candidates=pack_candidates(ranked),
+            candidates=pack_actions(ranked.actions, sources=ranked.sources, source_names=ranked.source_names),
             slots=[build_slot(draw, ranked, self._config.features, self._items.catalogue.item) for draw in draws],
             n_requested=request.n,
             degraded=degraded,
             latency_ms=watch.laps_ms,
         )
+        return seal(decision)
 
     def _versions(self, model: ServedModel) -> Versions:
         return Versions(
@@ -190,6 +198,7 @@ class Recommender:
                 hidden_rows={row for row in rows if row is not None},
             ),
             now_ms=now_ms,
+            wanted_rows=[row for _, row in self._running(surface, now_ms)],
         )
 
     def _named_features(self, request: RecommendRequest, state: UserState, now_ms: int) -> dict[str, dict[str, float]]:
@@ -230,16 +239,14 @@ class Recommender:
             degraded.append("unknown_candidates")
         return self._items.retriever.rank_given(np.array(rows, dtype=np.int32), query), described
 
-    def _rank(
-        self,
-        model: ServedModel,
-        named: dict[str, dict[str, float]],
-        candidates: Candidates,
-        described: list[InlineAction],
-    ) -> Ranked:
-        if described:
-            return rank_described(self._items, model, named, candidates, described)
-        return rank(self._items, model, named, candidates)
+    def _running(self, surface: SurfaceConfig, now_ms: int) -> list[tuple[Campaign, int]]:
+        """Return the campaigns that run now and whose items are in the catalogue, with their rows."""
+        running = [(c, self._items.catalogue.row(c.item_id)) for c in surface.campaigns if c.runs_at(now_ms)]
+        return [(campaign, row) for campaign, row in running if row is not None]
+
+    def _seen_rows(self, state: UserState) -> dict[int, int]:
+        rows = ((self._items.catalogue.row(item_id), count) for item_id, count in state.n_seen.items())
+        return {row: count for row, count in rows if row is not None}
 
     def _draw(
         self, request: RecommendRequest, surface: SurfaceConfig, actions: ActionSet, event_id: str, now_ms: int
@@ -257,6 +264,7 @@ class Recommender:
             exploration=surface.exploration,
             rules=surface.rules,
             now_ms=now_ms,
+            n_slots=request.n,
             discovery_positions=positions,
         )
         return walk, draw_slate(walk, rng("slot").random(request.n)), probability

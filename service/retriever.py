@@ -36,6 +36,7 @@ class CandidateQuery:
         seed_item_id: What similar items are sought for; None takes the newest liked one.
         viewer: For eligibility.
         now_ms: Time of the decision.
+        wanted_rows: Rows of running campaigns: candidates before all others, if they may be shown.
     """
 
     user_id: str | None
@@ -44,6 +45,7 @@ class CandidateQuery:
     seed_item_id: str | None
     viewer: Viewer
     now_ms: int
+    wanted_rows: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +123,20 @@ class Retriever:
     ) -> Candidates:
         """Ask every source, drop who may not be shown, blend."""
         user_vector = self._user_vector(query)
+        found: list[tuple[str, int, Int32Array, Float32Array]] = []
+        if query.wanted_rows:
+            wanted = np.array(query.wanted_rows, dtype=np.int32)
+            found.append(("campaign", len(wanted), wanted, np.zeros(len(wanted), dtype=np.float32)))
+        found += [(source.name, source.quota, *self._ask(source, query, user_vector, rng)) for source in sources]
         results = []
-        for source in sources:
-            rows, scores = self._ask(source, query, user_vector, rng)
+        for name, quota, rows, scores in found:
             eligible = eligible_mask(self.catalogue, rows, query.viewer, now_ms=query.now_ms)
-            results.append(
-                SourceResult(name=source.name, rows=rows[eligible], scores=scores[eligible], quota=source.quota)
-            )
+            results.append(SourceResult(name=name, rows=rows[eligible], scores=scores[eligible], quota=quota))
         rows, codes, _ = blend(results, limit=limit)
         return Candidates(
             rows=rows,
             sources=codes,
-            source_names=tuple(source.name for source in sources),
+            source_names=tuple(name for name, *_ in found),
             affinity=self._affinity(rows, user_vector),
         )
 
@@ -145,6 +149,12 @@ class Retriever:
             source_names=("caller",),
             affinity=self._affinity(rows, self._user_vector(query)),
         )
+
+    def popularity(self, rows: Int32Array) -> Float32Array:
+        """Return float32 [n] in [0, 1]: log(1 + interactions), relative to the most popular item."""
+        most = np.log1p(float(self._n_interactions.max(initial=1)))
+        popularity: Float32Array = (np.log1p(self._n_interactions[rows]) / most).astype(np.float32)
+        return popularity
 
     def under_explored(self, rows: Int32Array, *, below: int = 5) -> npt.NDArray[np.bool_]:
         """Return bool [n]: rows whose items were trained on fewer than `below` interactions."""

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from service.cli.settings import settings_of
+from simulators.benchmarks.ranking import bench_ranking
 from simulators.benchmarks.report import save_result
 from simulators.benchmarks.service import bench_service
 from simulators.load import closed_loop, open_loop, recommend_requests
@@ -32,6 +33,14 @@ def service_command(context: typer.Context, as_json: AsJson = False) -> None:
     with Console(stderr=True).status("starting") as status:
         figures = bench_service(settings.load(), settings.config_path, status.update)
     _report("service", figures, as_json=as_json)
+
+
+@bench.command("ranking", epilog="Example: hone bench ranking --json")
+def ranking_command(as_json: AsJson = False) -> None:
+    """Scoring beside VW's own predict, and the slate draw with every rule on."""
+    with Console(stderr=True).status("starting") as status:
+        figures = bench_ranking(status.update)
+    _report("ranking", figures, as_json=as_json)
 
 
 @load.callback(epilog="Example: hone load --url http://127.0.0.1:8080 --rate 100 --seconds 30")

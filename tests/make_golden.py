@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from bandit.exploration import Exploration
+from bandit.exploration import Epsilon
 from bandit.rules import Discovery, Freshness, MaxPer, Prior
 from retrieval.items import Item
 from service.messages import (
@@ -72,7 +72,7 @@ DECISION = Decision(
         salt=1,
         numerics="numpy-2.4.6-abcdef012345",
     ),
-    exploration=Exploration(rate=0.1, uniform_share=0.25, shortlist=50, temperature=0.5),
+    exploration=Epsilon(rate=0.1, uniform_share=0.25, shortlist=50, temperature=0.5),
     rules=[
         MaxPer(column="creator", limit=2, window=10),
         Freshness(boost=0.02, half_life_days=30.0),

@@ -17,6 +17,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from service.decision_record import explore_rate_of
 from service.messages import Decision, Event, Heartbeat, JournalEntry
 
 _START = "0-0"
@@ -152,7 +153,7 @@ def _row(journal_id: str, entry: JournalEntry) -> tuple[str | None, dict[str, An
             "model": entry.model,
             "model_version": entry.versions.model,
             "user_key": entry.user_key,
-            "explore_rate": entry.exploration.rate,
+            "explore_rate": explore_rate_of(entry),
             "item_ids": [slot.item_id for slot in entry.slots],
             "propensities": [slot.propensity for slot in entry.slots],
             "branches": [slot.branch for slot in entry.slots],

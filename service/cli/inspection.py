@@ -9,16 +9,18 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from service.adapters.embedded_store import running_store
 from service.adapters.redis_store import RedisJournal, connect
+from service.audit_simulation import simulate_decisions
 from service.cli.settings import settings_of
 from service.config import Config
 from service.doctor import Diagnosis, diagnose
 from service.errors import NotFound
 from service.explain import explain, find_decision
-from service.inspect_log import audit_journal
+from service.inspect_log import AuditFindings, audit_journal, read_archive
 from service.messages import Decision
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -43,18 +45,32 @@ def doctor(context: typer.Context, as_json: AsJson = False) -> None:
         sys.exit(1)
 
 
-def audit(context: typer.Context, as_json: AsJson = False) -> None:
-    """Recompute every propensity in the journal from its record alone; exit 1 when one differs."""
+def audit(
+    context: typer.Context,
+    archive: Annotated[bool, typer.Option("--archive", help="Audit the archive rather than the journal.")] = False,
+    simulate: Annotated[int, typer.Option(help="Audit so many decisions of a mixed-rules simulation instead.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the simulation.")] = 20261122,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute every logged propensity from its record alone, and test the draws; exit 1 when something is off."""
     config = settings_of(context).load()
-    with running_store(config) as url:
-        findings = asyncio.run(audit_journal(config, url))
+    findings = AuditFindings()
+    if simulate:
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            decisions = simulate_decisions(simulate, seed=seed)
+            findings.audit(progress.track(decisions, total=simulate, description="auditing"))
+    elif archive:
+        findings.audit(read_archive(config.data_path / "archive"))
+    else:
+        with running_store(config) as url:
+            findings = asyncio.run(audit_journal(config, url))
     if as_json:
-        print(_json(findings))
+        print(_json(findings.summary()))
     else:
         print(f"{findings.checked} decisions checked, {findings.mismatches} mismatches")
-        for example in findings.examples:
-            print(f"  {example}")
-    if findings.mismatches:
+        for line in (*findings.examples, *findings.statistics.alarms):
+            print(f"  {line}")
+    if not findings.is_clean:
         sys.exit(1)
 
 

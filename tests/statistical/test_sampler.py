@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bandit.exploration import Exploration
+from bandit.exploration import Epsilon
 from bandit.randomness import build_generator
 from bandit.rules import Discovery, MaxPer, Rule
 from bandit.slate import ActionSet, SlateWalk, SlotDraw, draw_slate
@@ -29,13 +29,13 @@ N = 200_000
 N_SLOTS = 3
 CREATORS = np.array([0, 0, 1, 1, 0, 2], dtype=np.int32)
 SCORES = np.array([0.9, 0.9, 0.7, 0.1, 0.4, 0.6], dtype=np.float32)
-LOGGING = Exploration(rate=0.6, uniform_share=0.4, shortlist=3, temperature=0.3)
-STALE = Exploration(rate=0.45, uniform_share=0.4, shortlist=3, temperature=0.3)
+LOGGING = Epsilon(rate=0.6, uniform_share=0.4, shortlist=3, temperature=0.3)
+STALE = Epsilon(rate=0.45, uniform_share=0.4, shortlist=3, temperature=0.3)
 RULES: tuple[Rule, ...] = (MaxPer(column="creator", limit=1, window=2),)
 
 
 def _walk(
-    exploration: Exploration,
+    exploration: Epsilon,
     history: Sequence[int] = (),
     *,
     rules: tuple[Rule, ...] = RULES,
@@ -46,7 +46,9 @@ def _walk(
         scores=SCORES,
         columns={"creator": CREATORS, "discovery": np.array([0, 0, 0, 1, 1, 1], dtype=np.bool_)},
     )
-    walk = SlateWalk(actions=actions, exploration=exploration, rules=rules, now_ms=0, discovery_positions=positions)
+    walk = SlateWalk(
+        actions=actions, exploration=exploration, rules=rules, now_ms=0, n_slots=N_SLOTS, discovery_positions=positions
+    )
     for action in history:
         walk.place(action)
     return walk
@@ -62,11 +64,11 @@ class Slot:
 
 
 @cache
-def _pmf(exploration: Exploration, history: tuple[int, ...], rules: tuple[Rule, ...] = RULES) -> Slot:
+def _pmf(exploration: Epsilon, history: tuple[int, ...], rules: tuple[Rule, ...] = RULES) -> Slot:
     here = _walk(exploration, history, rules=rules).pmf()
     assert here is not None
     feasible = np.flatnonzero(here.view.allowed)
-    return Slot(feasible=feasible, pmf=here.pmf[feasible], greedy=np.isin(feasible, here.greedy))
+    return Slot(feasible=feasible, pmf=here.pmf[feasible], greedy=np.isin(feasible, here.view.greedy))
 
 
 @dataclass(frozen=True)
@@ -245,21 +247,21 @@ def _uniform_mean_p(log: Log) -> float:
 
 
 TARGETS = {
-    "greedy": Exploration(rate=0.0),
-    "uniform": Exploration(rate=1.0, uniform_share=1.0),
-    "cooler": Exploration(rate=0.8, uniform_share=0.1, shortlist=2, temperature=0.1),
-    "less exploration": Exploration(rate=0.2, uniform_share=0.4, shortlist=3, temperature=0.3),
+    "greedy": Epsilon(rate=0.0),
+    "uniform": Epsilon(rate=1.0, uniform_share=1.0),
+    "cooler": Epsilon(rate=0.8, uniform_share=0.1, shortlist=2, temperature=0.1),
+    "less exploration": Epsilon(rate=0.2, uniform_share=0.4, shortlist=3, temperature=0.3),
 }
 
 
-def _weights_p(log: Log, target: Exploration) -> float:
+def _weights_p(log: Log, target: Epsilon) -> float:
     """Mean importance weight of whole slates under a target policy."""
     _, first, group = np.unique(_code(log.actions), return_index=True, return_inverse=True)
     target_product = np.array([_slate_propensity(target, tuple(log.actions[row].tolist())) for row in first])
     return _mean_one_p(target_product[group] / log.propensities.prod(axis=1))
 
 
-def _slate_propensity(exploration: Exploration, slate: tuple[int, ...]) -> float:
+def _slate_propensity(exploration: Epsilon, slate: tuple[int, ...]) -> float:
     product = 1.0
     for slot, action in enumerate(slate):
         here = _pmf(exploration, slate[:slot])
@@ -300,7 +302,7 @@ def _log_of(draws: list[list[SlotDraw]]) -> Log:
         actions=np.array([[d.action for d in slate] for slate in draws]),
         propensities=np.array([[d.propensity for d in slate] for slate in draws]),
         cumulative_before=np.array([[d.cumulative_before for d in slate] for slate in draws]),
-        n_feasible=np.array([[d.n_feasible for d in slate] for slate in draws]),
+        n_feasible=np.array([[d.here.view.n_allowed for d in slate] for slate in draws]),
     )
 
 
@@ -488,6 +490,6 @@ def test_slots_reserved_for_discovery_are_sampled_as_logged() -> None:
     slates = [
         draw_slate(_walk(LOGGING, rules=rules, positions=(1,)), uniforms) for uniforms in rng.random((5_000, N_SLOTS))
     ]
-    assert all(slate[1].is_discovery and slate[1].action >= 3 for slate in slates)
+    assert all(slate[1].here.is_discovery and slate[1].action >= 3 for slate in slates)
     assert _slates_p(_log_of(slates)) > ALPHA / 2
     assert _uniform_mean_p(_log_of(slates)) > ALPHA / 2

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bandit.exploration import Exploration, SlotView, build_pmf, view_slot
+from bandit.exploration import Epsilon, SlotView, build_pmf, view_slot
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=120)
 
 explorations = st.builds(
-    Exploration,
+    Epsilon,
     rate=st.floats(0.0, 1.0),
     uniform_share=st.floats(0.0, 1.0),
     shortlist=st.integers(1, 12),
@@ -24,17 +24,18 @@ tied_scores = st.lists(st.sampled_from([-1.5, 0.0, 0.25, 1.0, 3.0]), min_size=1,
 any_scores = tied_scores | st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=12)
 
 
-def _view(scores: list[float], allowed: list[bool] | None = None) -> SlotView:
+def _view(scores: list[float], allowed: list[bool] | None = None, *, shortlist: int = 50) -> SlotView:
     values = np.array(scores, dtype=np.float64)
     mask = np.ones(len(scores), dtype=np.bool_) if allowed is None else np.array(allowed)
-    return view_slot(values, mask, np.argsort(-values, kind="stable"))
+    return view_slot(values, mask, shortlist=shortlist)
 
 
-def _pmf(scores: list[float], exploration: Exploration) -> np.ndarray:
-    return build_pmf(_view(scores), exploration)
+def _pmf(scores: list[float], exploration: Epsilon) -> np.ndarray:
+    view = _view(scores, shortlist=exploration.shortlist)
+    return build_pmf(view, exploration.mixture(view))
 
 
-def _by_hand(scores: list[float], exploration: Exploration) -> list[float]:
+def _by_hand(scores: list[float], exploration: Epsilon) -> list[float]:
     """Follow the formula term by term, with Python's own numbers and sorting."""
     n, best = len(scores), max(scores)
     greedy = [a for a in range(n) if scores[a] == best]
@@ -59,13 +60,13 @@ def _quantile(values: list[float], q: float) -> float:
 
 @PROPERTY
 @given(scores=tied_scores, exploration=explorations)
-def test_pmf_follows_the_formula(scores: list[float], exploration: Exploration) -> None:
+def test_pmf_follows_the_formula(scores: list[float], exploration: Epsilon) -> None:
     assert _pmf(scores, exploration) == pytest.approx(_by_hand(scores, exploration), rel=1e-9, abs=1e-13)
 
 
 @PROPERTY
 @given(scores=any_scores, exploration=explorations)
-def test_pmf_sums_to_one_and_keeps_the_floor(scores: list[float], exploration: Exploration) -> None:
+def test_pmf_sums_to_one_and_keeps_the_floor(scores: list[float], exploration: Epsilon) -> None:
     pmf = _pmf(scores, exploration)
     assert pmf.dtype == np.float64
     assert abs(math.fsum(pmf) - 1.0) < 1e-12
@@ -75,7 +76,7 @@ def test_pmf_sums_to_one_and_keeps_the_floor(scores: list[float], exploration: E
 @PROPERTY
 @given(scores=tied_scores, rate=st.floats(0.0, 1.0), share=st.floats(0.0, 1.0), tau=st.none() | st.floats(0.1, 10.0))
 def test_equal_scores_get_equal_probabilities(scores: list[float], rate: float, share: float, tau: float) -> None:
-    exploration = Exploration(rate=rate, uniform_share=share, shortlist=50, temperature=tau)
+    exploration = Epsilon(rate=rate, uniform_share=share, shortlist=50, temperature=tau)
     pmf = _pmf(scores, exploration)
     for score in set(scores):
         assert len(set(pmf[np.array(scores) == score].tolist())) == 1
@@ -84,7 +85,7 @@ def test_equal_scores_get_equal_probabilities(scores: list[float], rate: float, 
 @PROPERTY
 @given(scores=tied_scores)
 def test_ties_share_the_greedy_mass_equally(scores: list[float]) -> None:
-    pmf = _pmf(scores, Exploration(rate=0.0))
+    pmf = _pmf(scores, Epsilon(rate=0.0))
     greedy = np.array(scores) == max(scores)
     assert pmf.tolist() == np.where(greedy, 1.0 / greedy.sum(), 0.0).tolist()
 
@@ -95,7 +96,7 @@ def test_ties_share_the_greedy_mass_equally(scores: list[float]) -> None:
     exploration=explorations,
     seed=st.integers(0, 99),
 )
-def test_renaming_actions_permutes_the_pmf(scores: list[int], exploration: Exploration, seed: int) -> None:
+def test_renaming_actions_permutes_the_pmf(scores: list[int], exploration: Epsilon, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(len(scores))
     renamed = _pmf([scores[a] for a in order], exploration)
     assert renamed == pytest.approx(_pmf(scores, exploration)[order], abs=1e-15)
@@ -109,18 +110,16 @@ def test_renaming_actions_permutes_the_pmf(scores: list[int], exploration: Explo
     scale=st.sampled_from([0.25, 1.0, 16.0]),
 )
 def test_without_a_temperature_the_unit_of_the_score_does_not_matter(
-    scores: list[float], exploration: Exploration, shift: float, scale: float
+    scores: list[float], exploration: Epsilon, shift: float, scale: float
 ) -> None:
-    unitless = Exploration(
-        rate=exploration.rate, uniform_share=exploration.uniform_share, shortlist=exploration.shortlist
-    )
+    unitless = Epsilon(rate=exploration.rate, uniform_share=exploration.uniform_share, shortlist=exploration.shortlist)
     moved = _pmf([score * scale + shift for score in scores], unitless)
     assert moved == pytest.approx(_pmf(scores, unitless), abs=1e-12)
 
 
 @PROPERTY
 @given(scores=any_scores, exploration=explorations)
-def test_a_better_action_is_never_less_likely(scores: list[float], exploration: Exploration) -> None:
+def test_a_better_action_is_never_less_likely(scores: list[float], exploration: Epsilon) -> None:
     pmf = _pmf(scores, exploration)
     for a in range(len(scores)):
         for b in range(len(scores)):
@@ -129,12 +128,14 @@ def test_a_better_action_is_never_less_likely(scores: list[float], exploration: 
 
 @PROPERTY
 @given(scored=st.lists(st.tuples(st.sampled_from([-1.5, -0.0, 0.0, 1.0]), st.booleans()), min_size=1, max_size=12))
-def test_a_view_ranks_what_is_allowed_and_counts_ties_for_best(scored: list[tuple[float, bool]]) -> None:
+def test_a_view_holds_the_tied_best_and_the_shortlist_of_what_is_allowed(scored: list[tuple[float, bool]]) -> None:
     scores, allowed = [score for score, _ in scored], [True, *(yes for _, yes in scored[1:])]
-    view = _view(scores, allowed)
     ranked = sorted((a for a in range(len(scores)) if allowed[a]), key=lambda a: (-scores[a], a))
-    assert view.ranked.tolist() == ranked
-    assert view.n_greedy == sum(scores[a] == scores[ranked[0]] for a in ranked)
+    for shortlist in range(len(scores) + 2):
+        view = _view(scores, allowed, shortlist=shortlist)
+        assert view.top.tolist() == ranked[:shortlist]
+        assert view.greedy.tolist() == [a for a in ranked if scores[a] == scores[ranked[0]]]
+        assert view.n_allowed == len(ranked)
 
 
 @PROPERTY
@@ -143,22 +144,23 @@ def test_a_view_ranks_what_is_allowed_and_counts_ties_for_best(scored: list[tupl
     exploration=explorations,
 )
 def test_what_is_not_allowed_has_no_probability_and_no_influence(
-    scored: list[tuple[float, bool]], exploration: Exploration
+    scored: list[tuple[float, bool]], exploration: Epsilon
 ) -> None:
     scores, allowed = [score for score, _ in scored], np.array([True, *(yes for _, yes in scored[1:])])
-    pmf = build_pmf(_view(scores, allowed.tolist()), exploration)
+    view = _view(scores, allowed.tolist(), shortlist=exploration.shortlist)
+    pmf = build_pmf(view, exploration.mixture(view))
     assert not pmf[~allowed].any()
     assert pmf[allowed] == pytest.approx(_pmf(np.array(scores)[allowed].tolist(), exploration), abs=1e-15)
 
 
 def test_only_the_shortlist_and_the_floor_explore() -> None:
-    pmf = _pmf([4.0, 3.0, 2.0, 1.0], Exploration(rate=0.4, uniform_share=0.5, shortlist=2))
+    pmf = _pmf([4.0, 3.0, 2.0, 1.0], Epsilon(rate=0.4, uniform_share=0.5, shortlist=2))
     assert pmf[2] == pmf[3] == pytest.approx(0.4 * 0.5 / 4)
     assert pmf[1] > pmf[2]
 
 
 def test_a_shortlist_whose_middle_half_ties_is_explored_uniformly() -> None:
-    pmf = _pmf([9.0, 1.0, 1.0, 1.0, 1.0], Exploration(rate=1.0, uniform_share=0.0))
+    pmf = _pmf([9.0, 1.0, 1.0, 1.0, 1.0], Epsilon(rate=1.0, uniform_share=0.0))
     assert pmf.tolist() == pytest.approx([0.2] * 5)
 
 
@@ -176,4 +178,4 @@ def test_a_shortlist_whose_middle_half_ties_is_explored_uniformly() -> None:
 )
 def test_parameters_out_of_range_are_refused_by_name(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Exploration(**wrong)
+        Epsilon(**wrong)

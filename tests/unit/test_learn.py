@@ -30,6 +30,7 @@ from service.messages import Checkpoint, Decision, DecisionSummary, Event, Heart
 from service.metrics import Metrics
 from service.ports import Shipment
 from service.retriever import Retriever
+from service.rule_columns import AttributeColumns
 from service.served_model import ServedModel
 from tests.make_golden import DECISION, VALUES
 
@@ -223,7 +224,7 @@ class Reader:
         follower = Follower(
             log=world.log,
             models=world.models,
-            items=ItemsView(SCHEMA, Retriever(Catalogue(), None)),
+            items=ItemsView(SCHEMA, Retriever(Catalogue(), None), AttributeColumns({})),
             served={MODEL: served},
             metrics=metrics,
         )

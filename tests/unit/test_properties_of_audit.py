@@ -9,13 +9,13 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bandit.exploration import Exploration
+from bandit.exploration import Epsilon
 from bandit.features import FeatureSchema
 from bandit.rules import Discovery, Freshness, MaxPer, Prior, Rule
 from bandit.slate import ActionSet, SlateWalk, draw_slate
 from retrieval.items import Item
 from service.audit import audit_decision
-from service.decision_record import build_slot, pack_candidates
+from service.decision_record import build_slot, pack_actions, seal
 from service.messages import Decision, Versions, encode, journal_decoder
 from service.ranking import Ranked
 
@@ -30,7 +30,7 @@ RULES: list[Rule] = [
 
 
 def _decide(
-    seed: int, *, n: int = 6, exploration: Exploration | None = None, rules: tuple[Rule, ...] = tuple(RULES)
+    seed: int, *, n: int = 6, exploration: Epsilon | None = None, rules: tuple[Rule, ...] = tuple(RULES)
 ) -> Decision:
     rng = np.random.default_rng(seed)
     affinity = rng.normal(size=n).astype(np.float32)
@@ -48,10 +48,12 @@ def _decide(
     ranked = Ranked(
         actions=actions, described={}, sources=np.zeros(n, dtype=np.uint8), source_names=["als"], affinity=affinity
     )
-    exploration = exploration or Exploration(rate=0.4, shortlist=3)
-    walk = SlateWalk(actions=actions, exploration=exploration, rules=rules, now_ms=NOW_MS, discovery_positions=(1,))
+    exploration = exploration or Epsilon(rate=0.4, shortlist=3)
+    walk = SlateWalk(
+        actions=actions, exploration=exploration, rules=rules, now_ms=NOW_MS, n_slots=4, discovery_positions=(1,)
+    )
     draws = draw_slate(walk, rng.random(4))
-    return Decision(
+    decision = Decision(
         event_id="e",
         decided_at_unix_ms=NOW_MS,
         surface="home",
@@ -68,12 +70,13 @@ def _decide(
         rules=list(rules),
         discovery_positions=[1],
         discovery_probability=1.0,
-        candidates=pack_candidates(ranked),
+        candidates=pack_actions(actions, sources=ranked.sources, source_names=ranked.source_names),
         slots=[build_slot(draw, ranked, FeatureSchema(), lambda item_id: Item(id=item_id)) for draw in draws],
         n_requested=4,
         degraded=[],
         latency_ms={},
     )
+    return seal(decision)
 
 
 def _stored(decision: Decision) -> Decision:
@@ -99,7 +102,7 @@ def _change_slot(decision: Decision, slot: int, **changes: Any) -> Decision:
 def test_every_drawn_and_stored_decision_passes_bit_for_bit(
     seed: int, n: int, rate: float, share: float, rules: list[Rule]
 ) -> None:
-    exploration = Exploration(rate=rate, uniform_share=share, shortlist=3)
+    exploration = Epsilon(rate=rate, uniform_share=share, shortlist=3)
     decision = _stored(_decide(seed, n=n, exploration=exploration, rules=tuple(rules)))
     assert audit_decision(decision) == []
 
@@ -154,7 +157,7 @@ def test_an_item_that_the_slot_could_not_hold_is_not_feasible(seed: int, slot: i
 @given(seed=st.integers(0, 10**6))
 def test_propensities_of_a_stale_exploration_rate_are_found(seed: int) -> None:
     decision = _decide(seed)
-    stale = msgspec.structs.replace(decision, exploration=Exploration(rate=0.39, shortlist=3))
+    stale = msgspec.structs.replace(decision, exploration=Epsilon(rate=0.39, shortlist=3))
     found = {(one.slot, one.what) for one in audit_decision(stale, tolerance=1e-12)}
     # A slot with a single feasible action has p = 1 at any rate.
     wrong = {(slot, "propensity") for slot, record in enumerate(decision.slots) if record.n_feasible > 1}

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bandit.rules import NO_CODE, Discovery, Freshness, MaxPer, Prior
+from bandit.columns import NO_CODE
+from bandit.rules import Discovery, Freshness, MaxPer, Prior
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=200)
 DAY_MS = 86_400_000

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bandit.exploration import Exploration
-from bandit.rules import NO_CODE, Discovery, Freshness, MaxPer, Prior, Rule
+from bandit.columns import NO_CODE
+from bandit.exploration import Epsilon
+from bandit.rules import Discovery, Freshness, MaxPer, Prior, Rule
 from bandit.slate import ActionSet, SlateWalk, SlotPmf, draw_slate
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=100)
@@ -24,7 +25,7 @@ def _walk(
     codes: list[int] | None = None,
     pool: list[bool] | None = None,
     rules: tuple[Rule, ...] = (),
-    exploration: Exploration | None = None,
+    exploration: Epsilon | None = None,
     positions: tuple[int, ...] = (),
 ) -> SlateWalk:
     n = len(scores)
@@ -37,9 +38,10 @@ def _walk(
     actions = ActionSet(ids=[f"i{a:03d}" for a in range(n)], scores=np.array(scores, dtype=np.float32), columns=columns)
     return SlateWalk(
         actions=actions,
-        exploration=exploration or Exploration(rate=0.5, shortlist=3),
+        exploration=exploration or Epsilon(rate=0.5, shortlist=3),
         rules=rules,
         now_ms=10,
+        n_slots=8,
         discovery_positions=positions,
     )
 
@@ -58,7 +60,7 @@ def _worlds(draw: st.DrawFn) -> dict[str, object]:
         "codes": draw(st.lists(st.integers(NO_CODE, 2), min_size=n, max_size=n)),
         "pool": draw(st.lists(st.booleans(), min_size=n, max_size=n)),
         "rules": tuple(draw(st.lists(st.sampled_from(rules), unique=True))),
-        "exploration": Exploration(
+        "exploration": Epsilon(
             rate=draw(st.sampled_from([0.0, 0.1, 1.0])),
             uniform_share=draw(st.sampled_from([0.0, 0.25, 1.0])),
             shortlist=draw(st.integers(1, 5)),
@@ -92,7 +94,7 @@ def test_max_per_holds_in_every_slot_where_it_did_not_give_way(world: dict[str, 
         for slot, draw in enumerate(draws):
             window = [codes[d.action] for d in draws[max(0, slot - rule.window + 1) : slot + 1]]
             holds = codes[draw.action] == NO_CODE or window.count(codes[draw.action]) <= rule.limit
-            assert holds or "max_per:creator" in draw.gave_way
+            assert holds or "max_per:creator" in draw.here.gave_way
 
 
 @PROPERTY
@@ -110,9 +112,9 @@ def test_a_rule_gives_way_only_when_nothing_met_it(world: dict[str, object], uni
             elif isinstance(rule, MaxPer):
                 mask = rule.start(walk.actions.columns).build_mask(walk.history)
                 left &= True if mask is None else mask
-        assert bool(draw.gave_way) == (not left.any())
-        if not draw.gave_way:
-            assert draw.n_feasible == left.sum()
+        assert bool(draw.here.gave_way) == (not left.any())
+        if not draw.here.gave_way:
+            assert draw.here.view.n_allowed == left.sum()
         walk.place(draw.action)
 
 
@@ -122,8 +124,8 @@ def test_discovery_slots_hold_items_of_the_pool_and_say_so(world: dict[str, obje
     reserved = any(isinstance(rule, Discovery) for rule in world["rules"])
     for draw in draw_slate(_walk(**world), np.array(uniforms)):
         is_reserved = reserved and draw.slot in world["positions"]
-        assert draw.is_discovery == (is_reserved and "discovery" not in draw.gave_way)
-        assert not draw.is_discovery or world["pool"][draw.action]
+        assert draw.here.is_discovery == (is_reserved and "discovery" not in draw.here.gave_way)
+        assert not draw.here.is_discovery or world["pool"][draw.action]
 
 
 @PROPERTY
@@ -142,14 +144,14 @@ def test_what_is_sampled_from_is_what_is_logged(world: dict[str, object], unifor
         assert draw.uniform == uniforms[draw.slot] >= draw.cumulative_before
         is_last = not here.pmf[draw.action + 1 :].any()
         assert draw.uniform < cdf[draw.action] or is_last
-        assert draw.n_feasible == here.view.allowed.sum()
-        best = walk.boosted[here.view.allowed].max()
-        is_greedy = here.view.allowed & (walk.boosted == best)
-        assert here.greedy.tolist() == np.flatnonzero(is_greedy).tolist()
-        assert draw.n_greedy == is_greedy.sum()
+        assert draw.here.view.n_allowed == here.view.allowed.sum()
+        best = here.view.scores[here.view.allowed].max()
+        is_greedy = here.view.allowed & (here.view.scores == best)
+        assert here.view.greedy.tolist() == np.flatnonzero(is_greedy).tolist()
+        assert len(draw.here.view.greedy) == is_greedy.sum()
         assert draw.is_greedy == is_greedy[draw.action]
-        assert draw.greedy_action == here.greedy[0]
-        assert draw.explore_propensity == pytest.approx(here.pmf[~is_greedy].sum(), abs=1e-15)
+        assert draw.here.view.greedy[0] == here.view.greedy[0]
+        assert draw.here.explore_propensity == pytest.approx(here.pmf[~is_greedy].sum(), abs=1e-15)
         slate_propensity *= draw.propensity
         product *= here.pmf[draw.action]
         walk.place(draw.action)
@@ -191,27 +193,27 @@ def test_renaming_items_permutes_every_pmf(scores: list[int], codes_seed: int, o
 
 
 def test_boosts_act_on_the_scores_that_the_pmf_is_made_of() -> None:
-    greedy = Exploration(rate=0.0)
+    greedy = Epsilon(rate=0.0)
     boosted = _walk([0.3, 0.2, 0.1], rules=(Prior(weight=1.0),), exploration=greedy)
     (draw,) = draw_slate(boosted, np.array([0.5]))
-    assert (draw.action, draw.boost, draw.propensity) == (2, 2.0, 1.0)
+    assert (draw.action, draw.here.boosts[draw.action], draw.propensity) == (2, 2.0, 1.0)
     twice = _walk([0.3, 0.2, 0.1], rules=(Prior(weight=1.0), Prior(weight=-3.0)), exploration=greedy)
     (draw,) = draw_slate(twice, np.array([0.5]))
-    assert (draw.action, draw.boost) == (0, 0.0)
-    assert twice.boosts.tolist() == [0.0, -2.0, -4.0]
+    assert (draw.action, draw.here.boosts[draw.action]) == (0, 0.0)
+    assert draw.here.boosts.tolist() == [0.0, -2.0, -4.0]
     (draw,) = draw_slate(_walk([0.3, 0.2, 0.1], exploration=greedy), np.array([0.5]))
-    assert (draw.action, draw.boost) == (0, 0.0)
+    assert (draw.action, draw.here.boosts[draw.action]) == (0, 0.0)
 
 
 def test_freshness_decides_between_equal_scores() -> None:
     rules = (Freshness(boost=1.0, half_life_days=1e-7),)
-    (draw,) = draw_slate(_walk([0.5] * 4, rules=rules, exploration=Exploration(rate=0.0)), np.array([0.0]))
+    (draw,) = draw_slate(_walk([0.5] * 4, rules=rules, exploration=Epsilon(rate=0.0)), np.array([0.0]))
     assert draw.action == 3
 
 
 @pytest.mark.parametrize("uniform", [0.0, ALMOST_ONE])
 def test_an_action_without_probability_is_never_drawn(uniform: float) -> None:
-    greedy = Exploration(rate=0.0)
+    greedy = Epsilon(rate=0.0)
     (draw,) = draw_slate(_walk([0.0, 1.0, 1.0, 1.0, 0.0], exploration=greedy), np.array([uniform]))
     assert draw.action == (1 if uniform == 0.0 else 3)
     assert draw.propensity == pytest.approx(1 / 3)
@@ -219,7 +221,7 @@ def test_an_action_without_probability_is_never_drawn(uniform: float) -> None:
 
 def test_a_cumulative_sum_short_of_one_ends_on_the_last_possible_action() -> None:
     # Ten times 0.1 sums to 1 - 1.1e-16 in float64, which is the largest uniform.
-    (draw,) = draw_slate(_walk([1.0] * 10 + [0.0], exploration=Exploration(rate=0.0)), np.array([ALMOST_ONE]))
+    (draw,) = draw_slate(_walk([1.0] * 10 + [0.0], exploration=Epsilon(rate=0.0)), np.array([ALMOST_ONE]))
     assert np.cumsum(np.full(10, 0.1))[-1] < 1.0
     assert draw.action == 9
 
@@ -237,9 +239,9 @@ def test_rules_give_way_in_the_reverse_of_their_order() -> None:
 
     # After item 0 the pool holds only item 1, of the same creator.
     assert second_slot((max_per, discovery)).gave_way == ("discovery",)
-    assert second_slot((max_per, discovery)).view.ranked.tolist() == [2]
+    assert second_slot((max_per, discovery)).view.top.tolist() == [2]
     assert second_slot((discovery, max_per)).gave_way == ("max_per:creator",)
-    assert second_slot((discovery, max_per)).view.ranked.tolist() == [1]
+    assert second_slot((discovery, max_per)).view.top.tolist() == [1]
 
 
 def test_a_slate_without_candidates_is_empty() -> None:
@@ -267,7 +269,7 @@ def test_actions_of_uneven_length_or_without_finite_scores_are_refused(
 
 
 def test_each_branch_takes_its_part_of_the_mixture() -> None:
-    exploration = Exploration(rate=0.4, uniform_share=0.5, shortlist=2, temperature=1e-3)
+    exploration = Epsilon(rate=0.4, uniform_share=0.5, shortlist=2, temperature=1e-3)
     # p = [0.6 + 0.1 + 0.2, 0.1]: greedy, uniform and shortlist mass of the first action, then uniform of the second.
     drawn = {
         u: draw_slate(_walk([1.0, 0.0], exploration=exploration), np.array([u]))[0] for u in (0.3, 0.65, 0.8, 0.95)
