@@ -27,6 +27,7 @@ class SlotView:
         n_allowed: how many.
         greedy: int64 [g], the allowed actions that tie for best, in UTF-8 id order.
         top: int64 [m], the shortlist: best first, ties in UTF-8 id order.
+        explorer_pmf: float64 [m], what an explorer says of the shortlist; only `VwExplorer` looks at it.
     """
 
     scores: Float64Array
@@ -34,6 +35,7 @@ class SlotView:
     n_allowed: int
     greedy: Int64Array
     top: Int64Array
+    explorer_pmf: Float64Array | None = None
 
 
 def view_slot(scores: Float64Array, allowed: npt.NDArray[np.bool_], *, shortlist: int) -> SlotView:
@@ -277,7 +279,63 @@ class SquareCB(Policy, frozen=True, kw_only=True, tag="squarecb"):
         return self.uniform_share
 
 
-Exploration = Greedy | Epsilon | Softmax | SquareCB
+class VwExplorer(Policy, frozen=True, kw_only=True, tag="vw"):
+    """A VW explorer over a shortlist, mixed with a uniform floor.
+
+    p(a) = (1 - uniform_share) explorer's pmf over the shortlist (a) + uniform_share / n
+
+    The surface's own model ranks and so makes the shortlist. The explorer is a model of its own, learned on every
+    action of the shortlists; it does not see boosts, and its pmf is logged with the slot.
+
+    Attributes:
+        model: Name of the explorer under `[models]`, one with `arguments`.
+        shortlist: How many of the best actions the explorer chooses from, at most 50.
+        uniform_share: Mass of the floor, in [0, 1].
+    """
+
+    model: str
+    shortlist: int = 20
+    uniform_share: float = 0.02
+
+    def __post_init__(self) -> None:
+        """Refuse parameters outside their ranges.
+
+        Raises:
+            ValueError: a parameter is out of range; the message names it.
+        """
+        _check_share("uniform_share", self.uniform_share)
+        _check_shortlist(self.shortlist, None)
+        if self.shortlist > 50:
+            raise ValueError(f"exploration shortlist of an explorer must be at most 50, got {self.shortlist}")
+
+    def mixture(self, view: SlotView) -> Mixture:
+        """Return the explorer's and the uniform part.
+
+        Raises:
+            ValueError: the view has no pmf of the explorer, or not one over the shortlist.
+        """
+        pmf = view.explorer_pmf
+        if pmf is None or pmf.shape != view.top.shape or not (pmf >= 0.0).all() or not abs(pmf.sum() - 1.0) < 1e-12:
+            raise ValueError(f"the explorer must give a pmf over the {len(view.top)} actions of the shortlist")
+        return Mixture(0.0, view.top, (1.0 - self.uniform_share) * pmf, self.uniform_share)
+
+    @property
+    def explore_rate(self) -> None:
+        """Return None: the rate follows from the explorer."""
+        return
+
+    @property
+    def shortlist_size(self) -> int:
+        """Return the size of the shortlist."""
+        return self.shortlist
+
+    @property
+    def uniform_floor(self) -> float:
+        """Return the uniform share."""
+        return self.uniform_share
+
+
+Exploration = Greedy | Epsilon | Softmax | SquareCB | VwExplorer
 
 
 def build_pmf(view: SlotView, mixture: Mixture) -> Float64Array:

@@ -10,7 +10,15 @@ import numpy.typing as npt
 from vowpal_wabbit_next import CBLabel, Workspace
 
 from bandit.policy import ModelSpec, touched_weights
-from bandit.vw_format import Encoded, ExamplePool, Float32Array, UInt32Array, VwWorkspace, predict_then_learn_cost
+from bandit.vw_format import (
+    Encoded,
+    ExamplePool,
+    Float32Array,
+    UInt32Array,
+    VwWorkspace,
+    predict_then_learn_cost,
+    weight_table,
+)
 
 # Online importance weights are at most 1 / this.
 MIN_LEARNING_PROPENSITY = 0.05
@@ -50,6 +58,7 @@ class Learner:
         shape = self._workspace.weights().shape
         if shape[:2] != (1 << spec.bits, 1):
             raise ValueError(f"model must have {1 << spec.bits} weights and one sub-model, got shape {shape}")
+        self._weights = weight_table(self._workspace, spec.arguments())[:, 0]
         self._touched: list[npt.NDArray[np.int64]] = []
         self.n_learned = 0
         self.loss_sum = 0.0
@@ -75,7 +84,7 @@ class Learner:
     def change(self) -> WeightChange:
         """Return the weights touched since `forget_change`, with their values now."""
         touched = np.unique(np.concatenate(self._touched)) if self._touched else np.empty(0, dtype=np.int64)
-        values = self._workspace.weights()[touched, 0, 0].copy()
+        values = self._weights[touched]
         return WeightChange(indices=touched.astype(np.uint32), values=values)
 
     def forget_change(self) -> None:
@@ -84,9 +93,8 @@ class Learner:
 
     def all_weights(self) -> WeightChange:
         """Return every weight that is not zero."""
-        weights = self._workspace.weights()[:, 0, 0]
-        used = np.flatnonzero(weights)
-        return WeightChange(indices=used.astype(np.uint32), values=weights[used].copy())
+        used = np.flatnonzero(self._weights)
+        return WeightChange(indices=used.astype(np.uint32), values=self._weights[used])
 
     def serialize(self) -> bytes:
         """Return the workspace: learning on from it equals learning on without it, weight for weight."""

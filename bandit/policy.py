@@ -25,6 +25,7 @@ from bandit.vw_format import (
     VwWorkspace,
     predict_costs,
     vw_arguments,
+    weight_table,
 )
 
 Interactions = tuple[tuple[str, str], ...]
@@ -127,13 +128,14 @@ class VwReference:
 
     def __init__(self, spec: ModelSpec) -> None:
         self._workspace: VwWorkspace = Workspace(spec.arguments())
+        self._weights = weight_table(self._workspace, spec.arguments())[:, 0]
         self._pool = ExamplePool()
 
     def score(
         self, weights: Float32Array, shared: Mapping[str, Encoded], actions: Mapping[str, ActionFeatures]
     ) -> Float32Array:
         """Return float32 [n], expected rewards under float32 [2^bits] `weights`; slow, for checks."""
-        self._workspace.weights()[:, 0, 0] = weights
+        self._weights[:] = weights
         examples = [self._pool.fill_shared(shared)]
         n = next(iter(actions.values())).indices.shape[0]
         for row in range(n):

@@ -6,8 +6,8 @@ The pmf of slot k is a function of the candidates, the rules, the discovery posi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ from bandit.columns import BoolArray, Columns, Float64Array
 from bandit.exploration import Exploration, Mixture, SlotView, build_pmf, view_slot
 from bandit.masks import CategoryMask, TagMask
 from bandit.rules import Boost, Discovery, Diversity, MaxPer, Placement, Rule
+
+ExplorerPmf = Callable[[int, npt.NDArray[np.int64]], Float64Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,8 @@ class SlateWalk:
         now_ms: time of the decision, for boosts.
         n_slots: slots asked for.
         discovery_positions: slots reserved for discovery.
+        explorer: gives a `VwExplorer` policy its pmf over a slot's shortlist, float64 [m], from the slot and int64 [m]
+            positions of the candidates.
     """
 
     def __init__(
@@ -141,8 +145,10 @@ class SlateWalk:
         now_ms: int,
         n_slots: int,
         discovery_positions: Sequence[int],
+        explorer: ExplorerPmf | None = None,
     ) -> None:
         self.actions = actions
+        self._explorer = explorer
         self.exploration = exploration
         self.rules = rules
         self.discovery_positions = discovery_positions
@@ -186,6 +192,8 @@ class SlateWalk:
         if not allowed.any():
             return None
         view = view_slot(self._scores + boosts, allowed, shortlist=self.exploration.shortlist_size)
+        if self._explorer is not None:
+            view = replace(view, explorer_pmf=self._explorer(slot, view.top))
         mixture = self.exploration.mixture(view)
         return SlotPmf(
             view=view,
@@ -265,25 +273,22 @@ def draw_slate(walk: SlateWalk, uniforms: Float64Array) -> list[SlotDraw]:
         here = walk.pmf()
         if here is None:
             break
-        cdf = here.pmf.cumsum()
-        # What is not allowed adds nothing, so the first sum above the uniform is at an allowed action. The last sum may
-        # fall short of 1 by rounding: the draw then ends on the last possible action.
-        action = int(cdf.searchsorted(uniform, side="right"))
-        if action == len(cdf):
-            action = int(np.flatnonzero(here.pmf)[-1])
-        before = float(cdf[action - 1]) if action else 0.0
-        draws.append(
-            SlotDraw(
-                slot=slot,
-                action=action,
-                uniform=uniform,
-                cumulative_before=before,
-                branch=_branch(here, action, uniform - before),
-                here=here,
-            )
-        )
-        walk.place(action)
+        draws.append(draw_slot(here, slot=slot, uniform=uniform))
+        walk.place(draws[-1].action)
     return draws
+
+
+def draw_slot(here: SlotPmf, *, slot: int, uniform: float) -> SlotDraw:
+    """Draw one slot by inverse CDF: a function of the pmf and one uniform in [0, 1)."""
+    cdf = here.pmf.cumsum()
+    # What is not allowed adds nothing, so the first sum above the uniform is at an allowed action. The last sum may
+    # fall short of 1 by rounding: the draw then ends on the last possible action.
+    action = int(cdf.searchsorted(uniform, side="right"))
+    if action == len(cdf):
+        action = int(np.flatnonzero(here.pmf)[-1])
+    before = float(cdf[action - 1]) if action else 0.0
+    branch = _branch(here, action, uniform - before)
+    return SlotDraw(slot=slot, action=action, uniform=uniform, cumulative_before=before, branch=branch, here=here)
 
 
 def _branch(here: SlotPmf, action: int, offset: float) -> str:

@@ -82,10 +82,61 @@ def encode(namespace: str, features: Mapping[str, float]) -> Encoded:
 
 def vw_arguments(interactions: tuple[tuple[str, str], ...], *, learning_rate: float, bits: int) -> list[str]:
     """Return the command line of the regressor: MTR on costs, no learning-rate decay, named interactions only."""
-    arguments = ["--cb_adf", "--cb_type", "mtr", "--power_t", "0", "-l", repr(learning_rate), "-b", str(bits)]
+    return ["--cb_adf", "--cb_type", "mtr", *table_arguments(interactions, learning_rate=learning_rate, bits=bits)]
+
+
+def table_arguments(interactions: tuple[tuple[str, str], ...], *, learning_rate: float, bits: int) -> list[str]:
+    """Return the part of the command line that every model shares."""
+    arguments = ["--power_t", "0", "-l", repr(learning_rate), "-b", str(bits)]
     for first, second in interactions:
         arguments += ["-q", NAMESPACE_LETTERS[first] + NAMESPACE_LETTERS[second]]
     return [*arguments, "--quiet"]
+
+
+# Options under which VW keeps one weight for each feature. Others (dr, bag, cover, rnd) keep several, and reading them
+# through `Workspace.weights()` leaves the table: garbage at best, a crash of the process otherwise.
+_ONE_TABLE_OPTIONS = frozenset(
+    "--cb_adf --cb_explore_adf --cb_type --epsilon --first --softmax --lambda --squarecb --gamma_scale "
+    "--gamma_exponent --regcb --regcbopt --mellowness --power_t --learning_rate -l --bit_precision -b --quadratic -q "
+    "--random_seed --l1 --l2 --quiet".split()
+)
+_ONE_TABLE_CB_TYPES = frozenset({"ips", "dm", "mtr", "sm"})
+
+
+def has_one_table(arguments: Sequence[str]) -> bool:
+    """Return whether a model of these arguments keeps its weights as one table that `weights()` can read.
+
+    Decided from the arguments alone, since asking the model is what crashes; an unknown option counts as no.
+
+    >>> has_one_table(["--cb_adf", "--cb_type", "mtr"]), has_one_table(["--cb_explore_adf", "--bag", "5"])
+    (True, False)
+    """
+    pairs = [(option, value) for argument in arguments for option, _, value in (argument.partition("="),)]
+    for position, (option, value) in enumerate(pairs):
+        is_option = option.startswith("-") and not option[1:2].isdigit()
+        if is_option and option not in _ONE_TABLE_OPTIONS:
+            return False
+        if option == "--cb_type":
+            following = pairs[position + 1][0] if position + 1 < len(pairs) else ""
+            if (value or following) not in _ONE_TABLE_CB_TYPES:
+                return False
+    return True
+
+
+def weight_table(workspace: VwWorkspace, arguments: Sequence[str]) -> Float32Array:
+    """Return float32 [2^bits, 4], a view of a model's weights: the weight, adaptive state, and one column of scratch.
+
+    Raises:
+        ValueError: the model of these arguments does not keep one table.
+    """
+    if not has_one_table(arguments):
+        raise ValueError(f"the weights of {' '.join(arguments)!r} cannot be read as one table")
+    weights = workspace.weights()
+    # The model's own header may say otherwise. The shape is safe to read, the numbers are not.
+    if weights.shape[1] != 1:
+        raise ValueError(f"the model must have one sub-model, got shape {weights.shape}")
+    table: Float32Array = weights[:, 0, :]
+    return table
 
 
 class ExamplePool:
@@ -101,8 +152,7 @@ class ExamplePool:
 
     def fill_shared(self, shared: Mapping[str, Encoded]) -> Example:
         """Overwrite and return the shared example; namespaces that are not given are emptied."""
-        for namespace in SHARED_NAMESPACES:
-            _fill(self._shared, namespace, shared.get(namespace))
+        _fill(self._shared, SHARED_NAMESPACES, shared)
         return self._shared
 
     def fill_action(self, position: int, action: Mapping[str, Encoded], *, label: CBLabel) -> Example:
@@ -111,9 +161,28 @@ class ExamplePool:
             self._actions.append(Example())
         example = self._actions[position]
         example.set_label(label)
-        for namespace in ACTION_NAMESPACES:
-            _fill(example, namespace, action.get(namespace))
+        _fill(example, ACTION_NAMESPACES, action)
         return example
+
+    def action(self, position: int) -> Example:
+        """Return the action example at `position` as it was last filled."""
+        return self._actions[position]
+
+    def fill(
+        self,
+        shared: Mapping[str, Encoded],
+        actions: Sequence[Mapping[str, Encoded]],
+        *,
+        chosen: int | None = None,
+        label: CBLabel | None = None,
+    ) -> list[Example]:
+        """Return the shared example followed by all actions, of which `chosen` has the label."""
+        unlabelled = CBLabel()
+        examples = [self.fill_shared(shared)]
+        for position, action in enumerate(actions):
+            its_label = label if position == chosen and label is not None else unlabelled
+            examples.append(self.fill_action(position, action, label=its_label))
+        return examples
 
 
 def predict_costs(workspace: VwWorkspace, examples: Sequence[Example]) -> list[tuple[int, float]]:
@@ -132,13 +201,22 @@ def predict_then_learn_cost(workspace: VwWorkspace, examples: Sequence[Example])
     return pairs[0][1]
 
 
-def _fill(example: Example, namespace: str, encoded: Encoded | None) -> None:
-    # VW's empty groups count as namespaces, so touch only those that hold or held something.
-    letter = ord(NAMESPACE_LETTERS[namespace])
-    if encoded is None or not len(encoded.indices):
-        if letter in example:
-            del example[letter]
-        return
-    group = example[letter]
-    group.truncate_to(0)
-    group.push_many_features(encoded.indices.astype(np.uint64), encoded.values)  # type: ignore[arg-type] # its stub's dtypes are private
+def learn_example(workspace: VwWorkspace, examples: Sequence[Example]) -> None:
+    """Learn one shared example with its actions, one of them labelled."""
+    workspace._workspace.learn_multi_ex_one([example._example for example in examples])
+
+
+def _fill(example: Example, namespaces: Sequence[str], encoded: Mapping[str, Encoded]) -> None:
+    # VW's empty groups count as namespaces, so an example has only those that hold something.
+    wanted = [name for name in namespaces if name in encoded and len(encoded[name].indices)]
+    letters = [ord(NAMESPACE_LETTERS[name]) for name in namespaces]
+    if any((letter in example) != (name in wanted) for name, letter in zip(namespaces, letters, strict=True)):
+        # VW adds up groups in the order they came: begin again, so that no sum depends on earlier examples.
+        for letter in letters:
+            if letter in example:
+                del example[letter]
+    for name in wanted:
+        group = example[ord(NAMESPACE_LETTERS[name])]
+        group.truncate_to(0)
+        indices = encoded[name].indices.astype(np.uint64)
+        group.push_many_features(indices, encoded[name].values)  # type: ignore[arg-type] # its stub's dtypes are private

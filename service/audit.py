@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-
-from bandit.exploration import Float64Array
-from service.decision_record import inputs_digest, walk_of
-from service.messages import Decision, SlotRecord
+from bandit.slate import draw_slot
+from service.decision_record import inputs_digest, record_slot, walk_of
+from service.messages import Decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +25,14 @@ class Mismatch:
     event_id: str
     slot: int
     what: str
-    logged: float | str
-    recomputed: float | str
+    logged: Any
+    recomputed: Any
 
 
 def audit_decision(decision: Decision, *, tolerance: float = 0.0) -> list[Mismatch]:
-    """Return every mismatch of a decision; none means that each propensity is exact.
+    """Draw every slot again from the record alone and return what comes out differently.
+
+    None means that each propensity is exact, and that items, branches, boosts and rules are as logged.
 
     Args:
         decision: the record.
@@ -39,46 +40,36 @@ def audit_decision(decision: Decision, *, tolerance: float = 0.0) -> list[Mismat
     """
     try:
         walk = walk_of(decision)
-    except ValueError as error:
-        return [Mismatch(decision.event_id, -1, "candidates", "unreadable", str(error))]
+    except (ValueError, KeyError, TypeError) as error:
+        return [Mismatch(decision.event_id, -1, "candidates", "unreadable", f"{type(error).__name__}: {error}")]
     found: list[Mismatch] = []
     digest = inputs_digest(decision)
     if digest != decision.inputs_digest:
         found.append(Mismatch(decision.event_id, -1, "inputs", decision.inputs_digest, digest))
     for slot, record in enumerate(decision.slots):
-        here = walk.pmf()
-        if here is None or not here.view.allowed[record.action]:
+        try:
+            here = walk.pmf()
+        except ValueError as error:
+            return [*found, Mismatch(decision.event_id, slot, "explorer_pmf", "unusable", str(error))]
+        if here is None or not 0 <= record.action < len(here.pmf) or not here.view.allowed[record.action]:
             return [*found, Mismatch(decision.event_id, slot, "feasibility", record.item_id, "not feasible")]
-        cdf = np.cumsum(here.pmf)
-        before = float(cdf[record.action - 1]) if record.action else 0.0
-        numbers = {
-            "propensity": (record.propensity, float(here.pmf[record.action])),
-            "cumulative_before": (record.cumulative_before, before),
-            "n_feasible": (record.n_feasible, here.view.n_allowed),
-            "explore_propensity": (record.explore_propensity, here.explore_propensity),
-            "boost": (record.boost, float(here.boosts[record.action])),
-        }
+        if not 0.0 <= record.uniform < 1.0:
+            return [*found, Mismatch(decision.event_id, slot, "uniform", record.uniform, "in [0, 1)")]
+        draw = draw_slot(here, slot=slot, uniform=record.uniform)
+        expected = record_slot(draw, walk.actions, features=record.features)
         found += [
-            Mismatch(decision.event_id, slot, what, logged, recomputed)
-            for what, (logged, recomputed) in numbers.items()
-            if not abs(logged - recomputed) <= tolerance
+            Mismatch(decision.event_id, slot, what, getattr(record, what), getattr(expected, what))
+            for what in record.__struct_fields__
+            if not _is_same(getattr(record, what), getattr(expected, what), tolerance)
         ]
-        found += _audit_draw(decision, record, slot, here.pmf)
         walk.place(record.action)
+    if len(decision.slots) < decision.n_requested and walk.pmf() is not None:
+        found.append(Mismatch(decision.event_id, -1, "n_slots", len(decision.slots), "more could be placed"))
     return found
 
 
-def _audit_draw(decision: Decision, record: SlotRecord, slot: int, pmf: Float64Array) -> list[Mismatch]:
-    """Check that the item has the id that was shown and that the logged uniform falls on it."""
-    found = []
-    shown = decision.candidates.ids[record.action]
-    if shown != record.item_id:
-        found.append(Mismatch(decision.event_id, slot, "item_id", record.item_id, shown))
-    is_last = record.action == int(np.flatnonzero(pmf)[-1])
-    end = record.cumulative_before + record.propensity
-    # Rounding moves the end of a stretch by a few units in the last place of 1.
-    if record.uniform < record.cumulative_before or (record.uniform > end + 1e-12 and not is_last):
-        found.append(
-            Mismatch(decision.event_id, slot, "uniform", record.uniform, f"[{record.cumulative_before}, {end})")
-        )
-    return found
+def _is_same(logged: object, recomputed: object, tolerance: float) -> bool:
+    """Return whether two values are equal, numbers within the tolerance; NaN equals nothing."""
+    if isinstance(logged, float) and isinstance(recomputed, float):
+        return abs(logged - recomputed) <= tolerance
+    return logged == recomputed

@@ -14,21 +14,24 @@ import structlog
 
 from retrieval.bundle import load_bundle
 from retrieval.catalogue import Catalogue
+from service.adapters.child_check import check_in_child
 from service.adapters.embedded_store import store_url
 from service.adapters.parquet_archive import ParquetArchive
 from service.adapters.redis_store import RedisChangeLog, RedisJournal, RedisModelStore, RedisUserStates, connect
 from service.archive import Archiver
 from service.catalogue_writer import CatalogueWriter
-from service.config import Config
+from service.config import Config, explorer_of
 from service.feedback import Feedback
 from service.follow import Follower
 from service.items_view import ItemsView
 from service.learn import LearnerLoop
+from service.learn_explorer import ExplorerLoop
 from service.metrics import Metrics
 from service.ports import Journal, UserStates
 from service.recommend import Recommender
 from service.retriever import Retriever
 from service.rule_columns import AttributeColumns, attribute_kinds
+from service.served_explorer import ServedExplorer
 from service.served_model import ServedModel
 from service.spool import Spool
 
@@ -131,6 +134,8 @@ def build_worker(config: Config) -> Worker:
     items = ItemsView(config.features, load_retriever(config), AttributeColumns(attribute_kinds(config)))
     names = {surface.model for surface in config.surfaces.values()}
     served = {name: ServedModel(name, config.model_spec(name), metrics) for name in sorted(names)}
+    explorer_names = {explorer_of(surface) for surface in config.surfaces.values()} - {""}
+    explorers = {name: ServedExplorer(name, config.explorer_spec(name), metrics) for name in sorted(explorer_names)}
     spool = Spool(config.data_path / "spool", journal, metrics)
     return Worker(
         config=config,
@@ -141,6 +146,7 @@ def build_worker(config: Config) -> Worker:
             config=config,
             items=items,
             models=served,
+            explorers=explorers,
             users=users,
             journal=journal,
             spool=spool,
@@ -161,7 +167,11 @@ def build_worker(config: Config) -> Worker:
             schema=config.features, log=RedisChangeLog(writes), users=RedisUserStates(writes, config.store)
         ),
         follower=Follower(
-            log=RedisChangeLog(reads), models=RedisModelStore(reads), items=items, served=served, metrics=metrics
+            log=RedisChangeLog(reads),
+            models=RedisModelStore(reads),
+            items=items,
+            served={**served, **explorers},
+            metrics=metrics,
         ),
         journal=journal,
         users=users,
@@ -170,9 +180,20 @@ def build_worker(config: Config) -> Worker:
     )
 
 
-def build_learner(config: Config, model: str, metrics: Metrics) -> LearnerLoop:
+def build_learner(config: Config, model: str, metrics: Metrics) -> LearnerLoop | ExplorerLoop:
     """Wire the learner of one model."""
     client = connect(store_url(config), timeout_s=_WRITE_TIMEOUT_S)
+    if config.models[model].arguments:
+        return ExplorerLoop(
+            config=config,
+            model=model,
+            journal=RedisJournal(client, n_partitions=config.store.partitions),
+            models=RedisModelStore(client),
+            users=RedisUserStates(client, config.store),
+            metrics=metrics,
+            clock=wall_clock_ms,
+            check=check_in_child,
+        )
     return LearnerLoop(
         config=config,
         model=model,

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from bandit.exploration import Epsilon, Exploration
+from bandit.exploration import Epsilon, Exploration, VwExplorer
+from bandit.explorer import ExplorerSpec, parse_explorer_arguments
 from bandit.features import FeatureSchema
 from bandit.policy import ModelSpec
 from bandit.rewards import RewardPolicy
@@ -89,21 +90,30 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     """One bandit model.
 
     Attributes:
-        bits: log2 of the number of weights.
+        bits: log2 of the number of weights; 0 takes 20, or 18 for an explorer.
         learning_rate: VW's `-l`.
         checkpoint_s: Time between learner checkpoints, in seconds.
+        arguments: Makes the model a VW explorer, for example `--cb_explore_adf --bag 5`; empty is the linear model that
+            ranks. Every worker loads an explorer whole, and requests wait for it: keep its table small.
+        publish_s: An explorer that has learned is published whole at most so often, in seconds.
     """
 
-    bits: int = 20
+    bits: int = 0
     learning_rate: Annotated[float, Meta(gt=0, le=10)] = 0.02
     checkpoint_s: Seconds = 10.0
+    arguments: str = ""
+    publish_s: Seconds = 5.0
 
     def __post_init__(self) -> None:
-        """Refuse table sizes that VW or this machine cannot hold.
+        """Refuse table sizes that VW or this machine cannot hold, and arguments that are not an explorer's.
 
         Raises:
-            ValueError: bits is out of range.
+            ValueError: bits or arguments cannot be used.
         """
+        if self.arguments:
+            parse_explorer_arguments(self.arguments)
+        if self.bits == 0:
+            msgspec.structs.force_setattr(self, "bits", 18 if self.arguments else 20)
         if not 10 <= self.bits <= 28:
             raise ValueError(f"model bits must be in [10, 28], got {self.bits}")
 
@@ -249,6 +259,16 @@ class Config(Section, frozen=True, kw_only=True):
         for name, surface in self.surfaces.items():
             if surface.model not in self.models:
                 raise ValueError(f"surface {name!r} names model {surface.model!r}, declared are {sorted(self.models)}")
+            if self.models[surface.model].arguments:
+                raise ValueError(
+                    f"surface {name!r} names model {surface.model!r}, which is an explorer and cannot rank"
+                )
+            explorer = explorer_of(surface)
+            if explorer and (explorer not in self.models or not self.models[explorer].arguments):
+                explorers = sorted(name for name, model in self.models.items() if model.arguments)
+                raise ValueError(
+                    f"surface {name!r} names explorer {explorer!r}, declared with arguments are {explorers}"
+                )
 
     @property
     def data_path(self) -> Path:
@@ -270,6 +290,22 @@ class Config(Section, frozen=True, kw_only=True):
             interactions=tuple(self.features.interactions),
             schema_version=self.features.version,
         )
+
+    def explorer_spec(self, name: str) -> ExplorerSpec:
+        """Return the shape of a VW explorer."""
+        model = self.models[name]
+        return ExplorerSpec(
+            arguments=parse_explorer_arguments(model.arguments),
+            bits=model.bits,
+            learning_rate=model.learning_rate,
+            interactions=tuple(self.features.interactions),
+            schema_version=self.features.version,
+        )
+
+
+def explorer_of(surface: SurfaceConfig) -> str:
+    """Return the name of the VW explorer that a surface explores with, empty without one."""
+    return surface.exploration.model if isinstance(surface.exploration, VwExplorer) else ""
 
 
 def load_config(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Config:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -10,10 +10,14 @@ import msgspec
 import numpy as np
 
 from bandit.columns import Columns
+from bandit.exploration import Float64Array, Int64Array, VwExplorer
+from bandit.explorer import action_features
 from bandit.features import FeatureSchema
-from bandit.slate import ActionSet, SlateWalk, SlotDraw
+from bandit.policy import ActionFeatures
+from bandit.slate import ActionSet, ExplorerPmf, SlateWalk, SlotDraw
+from bandit.vw_format import Encoded
 from service.feature_records import FindItem, item_record
-from service.messages import CandidateList, Decision, SlotRecord
+from service.messages import CandidateList, Decision, HashedFeatures, Shortlisted, SlotRecord
 from service.ranking import Ranked
 from service.wire import RecommendedItem, RecommendResponse
 
@@ -53,11 +57,28 @@ def walk_of(decision: Decision) -> SlateWalk:
         now_ms=decision.decided_at_unix_ms,
         n_slots=decision.n_requested,
         discovery_positions=decision.discovery_positions,
+        explorer=_logged_explorer(decision) if isinstance(decision.exploration, VwExplorer) else None,
     )
 
 
+def _logged_explorer(decision: Decision) -> ExplorerPmf:
+    """Return what the explorer said of each slot's shortlist, as logged: no explorer is asked again."""
+
+    def pmf(slot: int, shortlist: Int64Array) -> Float64Array:
+        record = decision.slots[slot]
+        logged = np.frombuffer(record.shortlist, dtype="<u4")
+        if not np.array_equal(logged, shortlist):
+            raise ValueError(f"slot {slot}: the logged shortlist is not the one that follows from scores and rules")
+        return np.frombuffer(record.explorer_pmf, dtype="<f8").astype(np.float64, copy=False)
+
+    return pmf
+
+
 def inputs_digest(decision: Decision) -> str:
-    """Return 32 hexadecimal digits of what the slate was drawn from: candidates, policy, rules, time, positions."""
+    """Return 32 hexadecimal digits of what the slate was drawn from.
+
+    That is candidates, policy, rules, time, discovery positions, and what a VW explorer said.
+    """
     inputs = (
         decision.candidates,
         decision.exploration,
@@ -65,6 +86,7 @@ def inputs_digest(decision: Decision) -> str:
         decision.decided_at_unix_ms,
         decision.discovery_positions,
         decision.n_requested,
+        *((slot.shortlist, slot.explorer_pmf) for slot in decision.slots if slot.explorer_pmf),
     )
     return blake2b(msgspec.msgpack.encode(inputs, order="deterministic"), digest_size=16).hexdigest()
 
@@ -88,6 +110,7 @@ def build_slot(draw: SlotDraw, ranked: Ranked, schema: FeatureSchema, find_item:
 def record_slot(draw: SlotDraw, actions: ActionSet, *, features: dict[str, dict[str, float]]) -> SlotRecord:
     """Build the record of one slot."""
     view = draw.here.view
+    explored = view.explorer_pmf
     return SlotRecord(
         item_id=actions.ids[draw.action],
         action=draw.action,
@@ -104,7 +127,40 @@ def record_slot(draw: SlotDraw, actions: ActionSet, *, features: dict[str, dict[
         boost=float(draw.here.boosts[draw.action]),
         gave_way=list(draw.here.gave_way),
         features=features,
+        shortlist=b"" if explored is None else view.top.astype("<u4").tobytes(),
+        explorer_pmf=b"" if explored is None else explored.astype("<f8").tobytes(),
     )
+
+
+def pack_shortlisted(slots: Sequence[SlotRecord], features: Mapping[str, ActionFeatures]) -> Shortlisted:
+    """Pack the features of every action that an explorer chose from, and of what was drawn past it."""
+    seen = [np.frombuffer(slot.shortlist, dtype="<u4") for slot in slots if slot.shortlist]
+    drawn = np.array([slot.action for slot in slots if slot.shortlist], dtype="<u4")
+    actions = np.unique(np.concatenate([*seen, drawn]))
+    packed = {
+        name: HashedFeatures(
+            indices=table.indices[actions].astype("<u4", copy=False).tobytes(),
+            values=table.values[actions].astype("<f4", copy=False).tobytes(),
+        )
+        for name, table in features.items()
+    }
+    return Shortlisted(actions=actions.astype("<u4").tobytes(), features=packed)
+
+
+def unpack_shortlisted(shortlisted: Shortlisted) -> dict[int, dict[str, Encoded]]:
+    """Return the features by position in the candidate list; names are unknown and empty.
+
+    Raises:
+        ValueError: a packed array does not fit the actions.
+    """
+    actions = np.frombuffer(shortlisted.actions, dtype="<u4").tolist()
+    tables = {}
+    for name, packed in shortlisted.features.items():
+        values = np.frombuffer(packed.values, dtype="<f4")
+        shape = (len(actions), len(values) // max(1, len(actions)))
+        indices = np.frombuffer(packed.indices, dtype="<u4")
+        tables[name] = ActionFeatures(indices=indices.reshape(shape), values=values.reshape(shape))
+    return {action: action_features(tables, row) for row, action in enumerate(actions)}
 
 
 def response_of(decision: Decision, *, degraded: str | None = None) -> RecommendResponse:

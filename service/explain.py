@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bandit.exploration import VwExplorer
 from bandit.slate import SlotPmf
 from service.decision_record import walk_of
 from service.messages import Decision, SlotRecord, journal_decoder
@@ -61,7 +62,9 @@ def explain(decision: Decision) -> dict[str, Any]:
 def _explain_slot(decision: Decision, record: SlotRecord, index: int, here: SlotPmf) -> dict[str, Any]:
     candidates = decision.candidates
     parts = here.parts(record.action) if not here.placed_by else {here.placed_by: 1.0}
-    because = ", ".join(f"{mass:.6f} {_PART_IN_WORDS[part]}" for part, mass in parts.items())
+    explored = here.view.explorer_pmf is not None
+    words = _PART_IN_WORDS | ({"shortlist": "from the explorer"} if explored else {})
+    because = ", ".join(f"{mass:.6f} {words[part]}" for part, mass in parts.items())
     scores = np.frombuffer(candidates.scores, dtype="<f4")
     return {
         "slot": index,
@@ -80,8 +83,29 @@ def _explain_slot(decision: Decision, record: SlotRecord, index: int, here: Slot
             f"{record.item_id} was drawn with probability {record.propensity:.6f} "
             f"from {record.n_feasible} feasible items: {because}."
         ),
+        "explorer": _explain_explorer(decision, record, here),
         "uniform_drawn": record.uniform,
         "cumulative_before": record.cumulative_before,
         "rules_that_gave_way": record.gave_way,
         "features": record.features,
+    }
+
+
+def _explain_explorer(decision: Decision, record: SlotRecord, here: SlotPmf) -> dict[str, Any] | None:
+    """Return what a VW explorer said of the slot's shortlist, None without one."""
+    pmf, exploration = here.view.explorer_pmf, decision.exploration
+    if pmf is None or not isinstance(exploration, VwExplorer):
+        return None
+    ids = [decision.candidates.ids[action] for action in here.view.top.tolist()]
+    said = dict(zip(ids, pmf.tolist(), strict=True))
+    share = said.get(record.item_id)
+    of_it = "was not on its shortlist" if share is None else f"got {share:.6f} of it"
+    return {
+        "model": exploration.model,
+        "version": decision.versions.explorer,
+        "shortlist_pmf": said,
+        "in_words": (
+            f"{exploration.model} divided {1.0 - exploration.uniform_share:.6f} of the probability among the "
+            f"{len(said)} best items; {record.item_id} {of_it}."
+        ),
     }

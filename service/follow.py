@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import Protocol
 
 import msgspec
 import structlog
@@ -13,7 +14,6 @@ from service.items_view import ITEMS_STREAM, ItemsView
 from service.messages import ModelSnapshot, WeightDelta, item_change_decoder
 from service.metrics import Metrics
 from service.ports import ChangeLog, Entry, ModelStore
-from service.served_model import ServedModel
 
 _BATCH = 1_000
 _BLOCK_MS = 1_000
@@ -26,6 +26,18 @@ _delta_decoder = msgspec.msgpack.Decoder(WeightDelta)
 _snapshot_decoder = msgspec.msgpack.Decoder(ModelSnapshot)
 
 
+class Followed(Protocol):
+    """A model that is kept up to date."""
+
+    name: str
+
+    def load(self, snapshot: ModelSnapshot) -> None:
+        """Replace everything."""
+
+    def apply(self, delta: WeightDelta) -> bool:
+        """Apply a change; False when the snapshot is needed."""
+
+
 class Follower:
     """Keeps one worker's view of items and models up to date."""
 
@@ -35,7 +47,7 @@ class Follower:
         log: ChangeLog,
         models: ModelStore,
         items: ItemsView,
-        served: Mapping[str, ServedModel],
+        served: Mapping[str, Followed],
         metrics: Metrics,
     ) -> None:
         self._log = log
@@ -86,7 +98,6 @@ class Follower:
                     self._after[entry.stream] = entry.entry_id
                 else:
                     # Past this delta only with the snapshot: if the store is away now, it is read again.
-                    self._metrics.model_gaps.inc()
                     await self._load_snapshot(entry.stream, otherwise=entry.entry_id)
         self._metrics.catalogue_items.set(len(self._items.catalogue))
         async with self._applied:

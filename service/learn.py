@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -11,8 +11,9 @@ import structlog
 from bandit.features import FeatureSchema
 from bandit.joining import Joined, Joiner, JoinEvent, Position
 from bandit.learner import Learner
+from bandit.vw_format import Encoded
 from bandit.vw_format import encode as encode_features
-from service.config import Config
+from service.config import Config, SurfaceConfig
 from service.errors import StoreUnavailable
 from service.feedback import interaction_of
 from service.journal_reader import JournalReader, entry_id_of, just_before, position_of
@@ -53,17 +54,27 @@ class LearnedDecision(msgspec.Struct, frozen=True, tag_field="type", tag="decisi
     degraded: list[str]
 
 
-_decoder: msgspec.msgpack.Decoder[LearnedDecision | Event | Heartbeat | ConfigChange] = msgspec.msgpack.Decoder(
-    LearnedDecision | Event | Heartbeat | ConfigChange
-)
+class Learning(Protocol):
+    """What every kind of learner has."""
+
+    n_learned: int
+    loss_sum: float
+
+    def serialize(self) -> bytes:
+        """Return the whole learner."""
 
 
-class LearnerLoop:
-    """Learns one model; a crash anywhere gives the model of an undisturbed run.
+L = TypeVar("L", bound=Learning)
+
+
+class ModelLoop(Generic[L]):
+    """Learns one model; a crash anywhere gives the model of an undisturbed run. Subclasses say what a model is.
 
     Everything that is learned is a function of the journal's entries in order. The checkpoint says which of them were
     applied; a new learner rebuilds open joins by rereading from the oldest open entry, without learning again.
     """
+
+    _decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(LearnedDecision | Event | Heartbeat | ConfigChange)
 
     def __init__(
         self,
@@ -79,16 +90,15 @@ class LearnerLoop:
         self._config = config
         self._model = model
         self._schema: FeatureSchema = config.features
-        self._spec = config.model_spec(model)
         self._journal = journal
         self._models = models
         self._users = users
         self._metrics = metrics
         self._clock = clock
-        self._policies = {name: s.reward for name, s in config.surfaces.items() if s.model == model}
+        self._policies = {name: s.reward for name, s in config.surfaces.items() if self._learns(s)}
         longest_s = max((policy.window_s for policy in self._policies.values()), default=600.0)
         self._joiner: Joiner[LearnedDecision] = Joiner(pending_ms=int(longest_s * 1000))
-        self._learner = Learner(self._spec)
+        self._learner: L = self._build_learner(None)
         self._reader = JournalReader(journal, {})
         self._epoch = 0
         self._version = 0
@@ -142,6 +152,7 @@ class LearnerLoop:
                 self._learn(joined)
             self._applied[position[1]] = position
             self._newest_ms = position[0]
+            self._after_entry(position)
             if isinstance(entry, Event):
                 user_id, item_id = self._about(entry)
                 if user_id and item_id:
@@ -159,6 +170,33 @@ class LearnerLoop:
 
     async def save(self) -> None:
         """Write the checkpoint under this learner's epoch."""
+        await self._models.save_checkpoint(self._model, self._epoch, encode(self._checkpoint()))
+        self._saved_at_ms = self._clock()
+
+    def _after_entry(self, position: Position) -> None:
+        """Take note that everything up to an entry is learned."""
+
+    def _build_learner(self, model_bytes: bytes | None) -> L:
+        """Return an empty learner, or one that goes on from a serialised one."""
+        raise NotImplementedError
+
+    def _learns(self, surface: SurfaceConfig) -> bool:
+        """Return whether the decisions of a surface teach this model."""
+        raise NotImplementedError
+
+    def _learn(self, joined: Joined[Any]) -> None:
+        """Learn one outcome of one slot."""
+        raise NotImplementedError
+
+    async def _publish_change(self) -> None:
+        """Publish what was learned since the last time, when it is due."""
+        raise NotImplementedError
+
+    def _snapshot(self, stream_id: str) -> ModelSnapshot:
+        """Return the whole model, as of the present version."""
+        raise NotImplementedError
+
+    def _checkpoint(self) -> Checkpoint:
         oldest = {}
         for partition in self._applied:
             open_position = self._joiner.oldest_open(partition)
@@ -169,7 +207,7 @@ class LearnerLoop:
         checkpoint = Checkpoint(
             epoch=self._epoch,
             model_version=self._version,
-            schema_version=self._spec.schema_version,
+            schema_version=self._schema.version,
             positions={str(partition): entry_id_of(position) for partition, position in self._applied.items()},
             oldest_open=oldest,
             workspace=self._learner.serialize(),
@@ -178,12 +216,11 @@ class LearnerLoop:
             counters=dict(self._joiner.counters),
             waiting=waiting,
         )
-        await self._models.save_checkpoint(self._model, self._epoch, encode(checkpoint))
-        self._saved_at_ms = self._clock()
+        return checkpoint
 
     def _decode(self, position: Position, payload: bytes) -> Any:  # noqa: ANN401 - the union, or None
         try:
-            return _decoder.decode(payload)
+            return self._decoder.decode(payload)
         except msgspec.MsgspecError as error:
             # Stopping here would stop learning for good; the entry stays in the journal and is counted.
             self._joiner.counters["entry_unreadable"] += 1
@@ -201,7 +238,7 @@ class LearnerLoop:
     def _apply(self, position: Position, entry: Any) -> list[Joined[LearnedDecision]]:  # noqa: ANN401 - the union
         if isinstance(entry, LearnedDecision):
             policy = self._policies.get(entry.surface)
-            if entry.model != self._model or policy is None:
+            if policy is None or not self._is_ours(entry):
                 return self._joiner.advance(position[0])
             return self._joiner.add_decision(
                 position,
@@ -225,21 +262,21 @@ class LearnerLoop:
             return self._joiner.add_event(position, event)
         return self._joiner.advance(position[0])
 
-    def _learn(self, joined: Joined[LearnedDecision]) -> None:
-        if joined.kind == "late":
-            return
-        decision, slot = joined.payload, joined.payload.slots[joined.slot]
-        # The position is learned where the item stood; scoring uses the reference position.
-        shared = {**decision.features, "position": self._schema.named("position", {"slot": joined.slot})}
-        self._learner.learn(_encoded(shared), _encoded(slot.features), reward=joined.reward, propensity=slot.propensity)
+    def _is_ours(self, decision: LearnedDecision) -> bool:
+        """Return whether a decision of one of the surfaces was made with this model."""
+        raise NotImplementedError
+
+    def _shared(self, joined: Joined[Any]) -> dict[str, Encoded]:
+        """Return the shared features; the position is learned where the item stood, scoring uses the reference."""
+        return encoded({**joined.payload.features, "position": self._schema.named("position", {"slot": joined.slot})})
 
     async def _restore(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.schema_version != self._spec.schema_version:
+        if checkpoint.schema_version != self._schema.version:
             raise ValueError(
                 f"model {self._model!r}: the checkpoint is of feature schema {checkpoint.schema_version}, "
-                f"the configuration declares {self._spec.schema_version}; use a new model name for a new schema"
+                f"the configuration declares {self._schema.version}; use a new model name for a new schema"
             )
-        self._learner = Learner(self._spec, checkpoint.workspace)
+        self._learner = self._build_learner(checkpoint.workspace)
         self._learner.n_learned, self._learner.loss_sum = checkpoint.n_learned, checkpoint.loss_sum
         self._version = checkpoint.model_version
         self._applied = {int(p): position_of(int(p), entry_id) for p, entry_id in checkpoint.positions.items()}
@@ -265,12 +302,6 @@ class LearnerLoop:
                     return
                 self._apply(position, self._decode(position, payload))
 
-    async def _publish_change(self) -> None:
-        change = self._learner.change()
-        if len(change.indices):
-            await self._publish(change.indices.astype("<u4").tobytes(), change.values.astype("<f4").tobytes())
-            self._learner.forget_change()
-
     async def _publish(self, indices: bytes, values: bytes) -> None:
         delta = WeightDelta(
             epoch=self._epoch, base_version=self._version, version=self._version + 1, indices=indices, values=values
@@ -282,18 +313,7 @@ class LearnerLoop:
             await self._publish_snapshot(stream_id)
 
     async def _publish_snapshot(self, stream_id: str) -> None:
-        weights = self._learner.all_weights()
-        snapshot = ModelSnapshot(
-            epoch=self._epoch,
-            version=self._version,
-            stream_id=stream_id,
-            schema_version=self._spec.schema_version,
-            bits=self._spec.bits,
-            arguments=self._spec.arguments(),
-            indices=weights.indices.astype("<u4").tobytes(),
-            values=weights.values.astype("<f4").tobytes(),
-        )
-        await self._models.publish_snapshot(self._model, self._epoch, encode(snapshot))
+        await self._models.publish_snapshot(self._model, self._epoch, encode(self._snapshot(stream_id)))
 
     async def _repair_users(self, interactions: Mapping[str, list[Interaction]]) -> None:
         """Add again what API workers add eagerly; the same bytes, so nothing doubles."""
@@ -319,5 +339,45 @@ class LearnerLoop:
             self._metrics.learner_loss.set(self._learner.loss_sum / self._learner.n_learned)
 
 
-def _encoded(named: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+class LearnerLoop(ModelLoop[Learner]):
+    """Learns a linear model from shared context and drawn item, and publishes the weights that changed."""
+
+    def _build_learner(self, model_bytes: bytes | None) -> Learner:
+        return Learner(self._config.model_spec(self._model), model_bytes)
+
+    def _learns(self, surface: SurfaceConfig) -> bool:
+        return surface.model == self._model
+
+    def _is_ours(self, decision: LearnedDecision) -> bool:
+        return decision.model == self._model
+
+    def _learn(self, joined: Joined[LearnedDecision]) -> None:
+        if joined.kind == "late":
+            return
+        slot = joined.payload.slots[joined.slot]
+        features = encoded(slot.features)
+        self._learner.learn(self._shared(joined), features, reward=joined.reward, propensity=slot.propensity)
+
+    async def _publish_change(self) -> None:
+        change = self._learner.change()
+        if len(change.indices):
+            await self._publish(change.indices.astype("<u4").tobytes(), change.values.astype("<f4").tobytes())
+            self._learner.forget_change()
+
+    def _snapshot(self, stream_id: str) -> ModelSnapshot:
+        weights = self._learner.all_weights()
+        return ModelSnapshot(
+            epoch=self._epoch,
+            version=self._version,
+            stream_id=stream_id,
+            schema_version=self._schema.version,
+            bits=self._learner.spec.bits,
+            arguments=self._learner.spec.arguments(),
+            indices=weights.indices.astype("<u4").tobytes(),
+            values=weights.values.astype("<f4").tobytes(),
+        )
+
+
+def encoded(named: Mapping[str, Mapping[str, float]]) -> dict[str, Encoded]:
+    """Return named features hashed, by namespace."""
     return {namespace: encode_features(namespace, features) for namespace, features in named.items()}

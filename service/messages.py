@@ -40,6 +40,7 @@ class Versions(msgspec.Struct, frozen=True, kw_only=True):
         item_stats: Position in `hone:itemstats`.
         salt: Version of the randomness salt.
         numerics: Fingerprint of numpy, BLAS and SIMD level; propensities are bit-equal within one.
+        explorer: Published version of the VW explorer, 0 without one.
     """
 
     model: int
@@ -50,6 +51,7 @@ class Versions(msgspec.Struct, frozen=True, kw_only=True):
     item_stats: str
     salt: int
     numerics: str
+    explorer: int = 0
 
 
 class CandidateList(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +91,8 @@ class SlotRecord(msgspec.Struct, frozen=True, kw_only=True):
         boost: Boost in the score.
         gave_way: Rules relaxed for this slot.
         features: The item's features as served, by namespace and name.
+        shortlist: uint32 [m], positions in the candidate list that a VW explorer chose from; empty without one.
+        explorer_pmf: float64 [m], what it said of them.
     """
 
     item_id: str
@@ -106,6 +110,32 @@ class SlotRecord(msgspec.Struct, frozen=True, kw_only=True):
     boost: float
     gave_way: list[str]
     features: dict[str, dict[str, float]]
+    shortlist: bytes = b""
+    explorer_pmf: bytes = b""
+
+
+class HashedFeatures(msgspec.Struct, frozen=True, kw_only=True):
+    """Features of k actions in one namespace as VW hashes them, padded to the longest with value 0.
+
+    Attributes:
+        indices: uint32 [k, width], before the table mask.
+        values: float32 [k, width].
+    """
+
+    indices: bytes
+    values: bytes
+
+
+class Shortlisted(msgspec.Struct, frozen=True, kw_only=True):
+    """Every action that stood on a slot's shortlist or was drawn, as a VW explorer saw it and learns it.
+
+    Attributes:
+        actions: uint32 [k], ascending positions in the candidate list.
+        features: By namespace.
+    """
+
+    actions: bytes
+    features: dict[str, HashedFeatures]
 
 
 class Decision(Stored, frozen=True, kw_only=True, tag_field="type", tag="decision"):
@@ -134,6 +164,7 @@ class Decision(Stored, frozen=True, kw_only=True, tag_field="type", tag="decisio
         degraded: Parts that were left out.
         latency_ms: Time by stage.
         inputs_digest: BLAKE2b of everything the slate was drawn from, so that no change of it goes unseen.
+        shortlisted: What a VW explorer learns from, None without one.
     """
 
     event_id: str
@@ -158,6 +189,7 @@ class Decision(Stored, frozen=True, kw_only=True, tag_field="type", tag="decisio
     degraded: list[str]
     latency_ms: dict[str, float]
     inputs_digest: str = ""
+    shortlisted: Shortlisted | None = None
 
 
 class Event(Stored, frozen=True, kw_only=True, tag_field="type", tag="event"):
@@ -324,6 +356,8 @@ class ModelSnapshot(Stored, frozen=True, kw_only=True):
         arguments: VW command line.
         indices: uint32 [m] positions of weights that are not zero.
         values: float32 [m].
+        workspace: A VW explorer as a whole; empty for a model that is published as weights.
+        workspace_digest: BLAKE2b of it, hexadecimal.
     """
 
     epoch: int
@@ -334,6 +368,8 @@ class ModelSnapshot(Stored, frozen=True, kw_only=True):
     arguments: list[str]
     indices: bytes
     values: bytes
+    workspace: bytes = b""
+    workspace_digest: str = ""
 
 
 class Checkpoint(Stored, frozen=True, kw_only=True):

@@ -24,6 +24,15 @@ class Metrics:
         self.scorer_mismatches = Counter(
             "hone_scorer_mismatches_total", "Sampled requests on which table and VW differed", registry=r
         )
+        self.explorer_refused = Counter(
+            "hone_explorer_refused_total", "Published explorers that could not be used", registry=r
+        )
+        self.explorer_load_seconds = Histogram(
+            "hone_explorer_load_seconds",
+            "Time that loading an explorer held requests",
+            buckets=_LATENCY_BUCKETS_S,
+            registry=r,
+        )
         self.catalogue_items = Gauge("hone_catalogue_items", "Items in the catalogue", registry=r)
         self.follower_retries = Counter("hone_follower_retries_total", "Failed reads of followed streams", registry=r)
         self.spool_waiting = Gauge("hone_spool_waiting", "Spooled entries not yet in the journal", registry=r)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import structlog
 import uvloop
@@ -13,7 +14,7 @@ from aiohttp import web
 from service.bootstrap import build_archiver, build_learner, build_worker
 from service.config import Config
 from service.errors import Fenced, StoreUnavailable
-from service.learn import LearnerLoop
+from service.learn import ModelLoop
 from service.logs import configure_logs
 from service.metrics import Metrics
 from service.web.app import build_app
@@ -74,7 +75,7 @@ def run_archiver(config: Config) -> None:
     uvloop.run(main())
 
 
-async def _learn(loop: LearnerLoop, stop: asyncio.Event) -> None:
+async def _learn(loop: ModelLoop[Any], stop: asyncio.Event) -> None:
     while not stop.is_set():
         try:
             await loop.start()

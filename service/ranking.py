@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class Ranked:
         sources: uint8 [n] positions in `source_names`.
         source_names: Names of the sources.
         affinity: float32 [n]; NaN where unknown.
+        features: What was scored, by namespace; a VW explorer chooses by it.
     """
 
     actions: ActionSet
@@ -42,6 +43,7 @@ class Ranked:
     sources: np.ndarray[Any, np.dtype[np.uint8]]
     source_names: Sequence[str]
     affinity: np.ndarray[Any, np.dtype[np.float32]]
+    features: Mapping[str, ActionFeatures] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +77,15 @@ def rank(
     }
     columns |= {name: build(rows) for name, build in built_in.items() if name in wanted.names}
     ids = [view.catalogue.item_ids[row] or "" for row in rows.tolist()]
-    scores = _score(view, model, named, view.features.take(rows), sources, candidates.source_names, affinity)
+    features = _features(view, view.features.take(rows), sources, candidates.source_names, affinity)
+    scores = _score(model, named, features)
     return Ranked(
         actions=ActionSet(ids=ids, scores=scores, columns=columns),
         described={},
         sources=sources,
         source_names=candidates.source_names,
         affinity=affinity,
+        features=features,
     )
 
 
@@ -111,8 +115,8 @@ def rank_described(
     n = len(everyone)
     sources = np.zeros(n, dtype=np.uint8)
     affinity = np.array([affinity_of.get(action.id, np.nan) for action in everyone], dtype=np.float32)
-    features = ActionFeatures.stack(encoded)
-    scores = _score(view, model, named, features, sources, candidates.source_names, affinity)
+    features = _features(view, ActionFeatures.stack(encoded), sources, candidates.source_names, affinity)
+    scores = _score(model, named, features)
     # A described action has no row: nobody pinned, sponsored, boosted or explored it.
     row_of = {item.id: row for row, item in zip(candidates.rows.tolist(), known, strict=True)}
     rows = np.array([row_of.get(action.id, -1) for action in everyone], dtype=np.int32)
@@ -131,21 +135,25 @@ def rank_described(
         sources=sources,
         source_names=candidates.source_names,
         affinity=affinity,
+        features=features,
     )
 
 
-def _score(
+def _features(
     view: ItemsView,
-    model: ServedModel,
-    named: NamedFeatures,
-    features: ActionFeatures,
+    item: ActionFeatures,
     sources: np.ndarray[Any, np.dtype[np.uint8]],
     source_names: Sequence[str],
     affinity: np.ndarray[Any, np.dtype[np.float32]],
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    n = len(sources)
-    if not n:
-        return np.zeros(0, dtype=np.float32)
+) -> Mapping[str, ActionFeatures]:
     dynamic: dict[str, Column] = {"affinity": affinity, "source": CategoryColumn(codes=sources, names=source_names)}
+    return {"item": item, "dynamic": encode_dynamic(view.schema, dynamic, len(sources))}
+
+
+def _score(
+    model: ServedModel, named: NamedFeatures, features: Mapping[str, ActionFeatures]
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    if not len(features["item"].indices):
+        return np.zeros(0, dtype=np.float32)
     shared = {namespace: encode(namespace, features_of) for namespace, features_of in named.items()}
-    return model.score(shared, {"item": features, "dynamic": encode_dynamic(view.schema, dynamic, n)})
+    return model.score(shared, features)

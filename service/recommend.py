@@ -17,10 +17,10 @@ import numpy as np
 
 from bandit.randomness import Purpose, build_generator
 from bandit.rules import Discovery
-from bandit.slate import ActionSet, SlateWalk, SlotDraw, draw_slate
+from bandit.slate import ActionSet, ExplorerPmf, SlateWalk, SlotDraw, draw_slate
 from retrieval.filters import Viewer
-from service.config import Campaign, Config, SurfaceConfig
-from service.decision_record import build_slot, pack_actions, response_of, seal
+from service.config import Campaign, Config, SurfaceConfig, explorer_of
+from service.decision_record import build_slot, pack_actions, pack_shortlisted, response_of, seal
 from service.errors import Conflict, InvalidRequest, StoreUnavailable
 from service.explain import find_decision
 from service.feature_records import check_context, context_record, liked_items, state_record, viewer_age
@@ -32,6 +32,7 @@ from service.ports import Claim, Journal, UserState, UserStates
 from service.ranking import ColumnRequest, rank, rank_described
 from service.retriever import CandidateQuery, Candidates
 from service.rule_columns import RequestColumns, columns_of
+from service.served_explorer import ServedExplorer
 from service.served_model import ServedModel
 from service.spool import Spool, SpoolEntry
 from service.wire import InlineAction, RecommendRequest, RecommendResponse
@@ -55,6 +56,7 @@ class Recommender:
         config: Config,
         items: ItemsView,
         models: Mapping[str, ServedModel],
+        explorers: Mapping[str, ServedExplorer],
         users: UserStates,
         journal: Journal,
         spool: Spool,
@@ -65,6 +67,7 @@ class Recommender:
         self._config = config
         self._items = items
         self._models = models
+        self._explorers = explorers
         self._users = users
         self._journal = journal
         self._spool = spool
@@ -132,10 +135,13 @@ class Recommender:
         else:
             ranked = rank(self._items, model, named, candidates, wanted)
         watch.lap("score")
-        walk, draws, discovery_probability = self._draw(request, surface, ranked.actions, event_id, now_ms)
+        explorer = self._explorers.get(explorer_of(surface))
+        explore = explorer.ask(named, ranked.features) if explorer else None
+        walk, draws, discovery_probability = self._draw(request, surface, ranked.actions, event_id, now_ms, explore)
         watch.lap("slate")
         for part in degraded:
             self._metrics.degraded.labels(part).inc()
+        slots = [build_slot(draw, ranked, self._config.features, self._items.catalogue.item) for draw in draws]
         decision = Decision(
             event_id=event_id,
             decided_at_unix_ms=now_ms,
@@ -148,20 +154,21 @@ class Recommender:
             seed_item_id=request.seed_item_id,
             recent_ids=[interaction.client_id for interaction in state.recent],
             features=named,
-            versions=self._versions(model),
+            versions=self._versions(model, explorer.version if explorer else 0),
             exploration=surface.exploration,
             rules=surface.rules,
             discovery_positions=list(walk.discovery_positions),
             discovery_probability=discovery_probability,
             candidates=pack_actions(ranked.actions, sources=ranked.sources, source_names=ranked.source_names),
-            slots=[build_slot(draw, ranked, self._config.features, self._items.catalogue.item) for draw in draws],
+            slots=slots,
+            shortlisted=pack_shortlisted(slots, ranked.features) if explorer else None,
             n_requested=request.n,
             degraded=degraded,
             latency_ms=watch.laps_ms,
         )
         return seal(decision)
 
-    def _versions(self, model: ServedModel) -> Versions:
+    def _versions(self, model: ServedModel, explorer: int) -> Versions:
         return Versions(
             model=model.version,
             index=self._items.retriever.version,
@@ -171,6 +178,7 @@ class Recommender:
             item_stats="0-0",
             salt=1,
             numerics=numerics_fingerprint(),
+            explorer=explorer,
         )
 
     def _query(
@@ -249,7 +257,13 @@ class Recommender:
         return {row: count for row, count in rows if row is not None}
 
     def _draw(
-        self, request: RecommendRequest, surface: SurfaceConfig, actions: ActionSet, event_id: str, now_ms: int
+        self,
+        request: RecommendRequest,
+        surface: SurfaceConfig,
+        actions: ActionSet,
+        event_id: str,
+        now_ms: int,
+        explore: ExplorerPmf | None,
     ) -> tuple[SlateWalk, list[SlotDraw], float]:
         def rng(purpose: Purpose) -> np.random.Generator:
             return build_generator(salt=self._salt, purpose=purpose, surface=request.surface, event_id=event_id)
@@ -266,6 +280,7 @@ class Recommender:
             now_ms=now_ms,
             n_slots=request.n,
             discovery_positions=positions,
+            explorer=explore,
         )
         return walk, draw_slate(walk, rng("slot").random(request.n)), probability
 

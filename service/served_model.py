@@ -58,6 +58,8 @@ class ServedModel:
             )
         self._table.weights[:] = 0.0
         self._apply(snapshot.indices, snapshot.values, snapshot.version)
+        # The next request is a sampled one.
+        self._n_scored = 0
 
     def apply(self, delta: WeightDelta) -> bool:
         """Apply a delta that does not begin past the served version; False when it does, and nothing is changed.
@@ -65,6 +67,7 @@ class ServedModel:
         Deltas hold values, not differences: one that repeats what is served changes nothing.
         """
         if delta.base_version > self.version:
+            self._metrics.model_gaps.inc()
             return False
         self._apply(delta.indices, delta.values, max(delta.version, self.version))
         return True

@@ -25,6 +25,7 @@ from bandit.rules import (
 )
 from bandit.slate import ActionSet, SlateWalk, draw_slate
 from bandit.vw_format import Encoded, ExamplePool, predict_costs
+from simulators.benchmarks.explorers import bench_explorers
 
 _N_CANDIDATES = 1_000
 _N_SLOTS = 10
@@ -51,7 +52,9 @@ def bench_ranking(say: Callable[[str], None]) -> dict[str, Any]:
     say("building a catalogue of a million items")
     scoring = _scoring()
     say("drawing slates")
-    return {"scoring": scoring, "slate": _slate()}
+    slate = _slate()
+    say("asking VW's explorers")
+    return {"scoring": scoring, "slate": slate, "explorers": bench_explorers()}
 
 
 def _scoring() -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -136,13 +137,32 @@ def test_a_wrong_count_item_or_uniform_is_found(seed: int, slot: int) -> None:
     for what, changes in {
         "n_feasible": {"n_feasible": record.n_feasible + 1},
         "item_id": {"item_id": "another"},
-        "uniform": {"uniform": beyond},
+        "n_greedy": {"n_greedy": record.n_greedy + 1},
+        "reason": {"reason": "sponsored"},
+        "gave_way": {"gave_way": ["discovery", "discovery"]},
+        "is_discovery": {"is_discovery": not record.is_discovery},
     }.items():
         found = audit_decision(_change_slot(decision, slot, **changes), tolerance=1e-12)
         assert [(one.slot, one.what) for one in found] == [(slot, what)]
+    moved = [beyond, -0.1, 1.0, float("nan")]
     if record.cumulative_before > 1e-6:
-        (found_before,) = audit_decision(_change_slot(decision, slot, uniform=record.cumulative_before - 1e-6))
-        assert found_before.what == "uniform"
+        moved.append(record.cumulative_before - 1e-6)
+    for uniform in moved:
+        found = audit_decision(_change_slot(decision, slot, uniform=uniform), tolerance=1e-12)
+        assert found
+        assert {one.slot for one in found} == {slot}
+
+
+@pytest.mark.parametrize("action", [-1, 6, 10**9])
+def test_a_position_outside_the_candidates_is_not_feasible(action: int) -> None:
+    decision = _change_slot(_decide(1), 0, action=action)
+    assert [(one.slot, one.what) for one in audit_decision(decision)] == [(0, "feasibility")]
+
+
+def test_a_slot_cut_from_the_record_is_found() -> None:
+    decision = _decide(1)
+    cut = msgspec.structs.replace(decision, slots=decision.slots[:-1])
+    assert [one.what for one in audit_decision(cut)] == ["n_slots"]
 
 
 @PROPERTY
