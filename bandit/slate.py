@@ -80,7 +80,7 @@ class SlotPmf:
         is_greedy = self.view.scores[action] == self.view.scores[self.view.greedy[0]]
         greedy = self.mixture.greedy / len(self.view.greedy) if is_greedy else 0.0
         uniform = self.mixture.uniform / self.view.n_allowed
-        return {"greedy": greedy, "uniform": uniform, "shortlist": float(self.pmf[action]) - greedy - uniform}
+        return {"greedy": greedy, "shortlist": float(self.pmf[action]) - greedy - uniform, "uniform": uniform}
 
 
 @dataclass(frozen=True, slots=True)
