@@ -18,6 +18,8 @@ from service.messages import Decision
 # False-alarm rate of each test.
 ALPHA = 1e-4
 _N_BINS = 1_000
+# The mean of 1/(p |A|) rests on the rare uniform draws: with fewer of them than this it is not near normal.
+_MIN_UNIFORM_DRAWS = 400.0
 
 
 @dataclass(slots=True)
@@ -63,11 +65,13 @@ class AuditStatistics:
     Attributes:
         seed: Of the randomisation of the probability integral transform.
         inverse: Mean of 1 / (p |A|) over slots where everything allowed has support; 1 when propensities are true.
+        n_uniform: Expected number of uniform draws among them.
         pit_counts: int64 [bins], histogram of F(a-) + V p(a), uniform when propensities are true.
     """
 
     seed: int
     inverse: Mean = field(default_factory=Mean)
+    n_uniform: float = 0.0
     pit_counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_N_BINS, dtype=np.int64))
     _rng: np.random.Generator = field(init=False)
 
@@ -77,11 +81,12 @@ class AuditStatistics:
     def add(self, decision: Decision) -> None:
         """Take the drawn slots of a decision."""
         drawn = [slot for slot in decision.slots if slot.reason not in ("sponsored", "pinned")]
-        has_floor = decision.exploration.uniform_floor > 0.0
+        floor = decision.exploration.uniform_floor
         for slot, noise in zip(drawn, self._rng.random(len(drawn)).tolist(), strict=True):
             place = slot.cumulative_before + noise * slot.propensity
             self.pit_counts[min(int(place * _N_BINS), _N_BINS - 1)] += 1
-            if has_floor:
+            if floor > 0.0:
+                self.n_uniform += floor
                 self.inverse.add(1.0 / (slot.propensity * slot.n_feasible))
 
     @property
@@ -100,7 +105,7 @@ class AuditStatistics:
         found = []
         if self.pit_p < ALPHA:
             found.append(f"the draws do not follow the logged propensities (PIT p = {self.pit_p:.2g})")
-        if self.inverse.n and abs(self.inverse.z) > float(stats.norm.isf(ALPHA / 2)):
+        if self.n_uniform >= _MIN_UNIFORM_DRAWS and abs(self.inverse.z) > float(stats.norm.isf(ALPHA / 2)):
             found.append(f"mean of 1/(p |A|) is {self.inverse.value:.4f}, {self.inverse.z:+.1f} standard errors from 1")
         return found
 
@@ -110,6 +115,6 @@ class AuditStatistics:
             "n_slots": int(self.pit_counts.sum()),
             "pit_p": self.pit_p,
             "mean_inverse": None if not self.inverse.n else self.inverse.value,
-            "mean_inverse_z": self.inverse.z,
+            "mean_inverse_z": self.inverse.z if self.n_uniform >= _MIN_UNIFORM_DRAWS else None,
             "alarms": self.alarms,
         }

@@ -74,6 +74,14 @@ def test_one_dropped_candidate_is_caught(decisions: list[Decision]) -> None:
         assert audit_decision(msgspec.structs.replace(decision, candidates=fewer))
 
 
+def test_a_few_decisions_raise_no_alarm_by_chance() -> None:
+    for seed in range(200):
+        statistics = AuditStatistics(seed=seed)
+        for decision in simulate_decisions(1, seed=seed):
+            statistics.add(decision)
+        assert statistics.alarms == []
+
+
 def test_draws_that_do_not_follow_their_propensities_raise_an_alarm() -> None:
     """Every number of these logs is consistent; only the draws are not: a sampler that always takes the greedy item."""
     statistics = AuditStatistics(seed=1)
