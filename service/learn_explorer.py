@@ -42,9 +42,9 @@ class ExploredDecision(LearnedDecision, frozen=True, tag="decision"):
 class ExplorerLoop(ModelLoop[Explorer]):
     """Learns an explorer from the surfaces that explore with it, and publishes it whole, at a bounded rate.
 
-    Some explorers (bag, cover, rnd) keep random numbers that their serialised form does not hold, so a learner that
-    came back from a checkpoint would learn another model than one that never stopped. Therefore the learner itself goes
-    on from its serialised form at every cut, a cut falls where journal time passes a multiple of `checkpoint_s`, and
+    Some explorers (bag, cover, rnd) keep state that their serialised form does not hold, so a learner that came back
+    from a checkpoint would learn another model than one that never stopped. Therefore the learner itself goes on from
+    its serialised form at every cut, a cut falls where journal time passes a multiple of `checkpoint_s`, and
     checkpoints are of cuts only: a crash anywhere gives the same model as no crash.
 
     Args:
