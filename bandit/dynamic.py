@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bandit.features import Feature, FeatureSchema
+from bandit.features import NUMBER_KINDS, Feature, FeatureSchema
 from bandit.policy import ActionFeatures
 from bandit.vw_format import feature_index
 
@@ -27,7 +27,8 @@ class CategoryColumn:
     names: Sequence[str]
 
 
-Column = npt.NDArray[np.float32] | CategoryColumn
+# float32 where it is a number with gaps, int32 where it is a count.
+Column = npt.NDArray[np.float32] | npt.NDArray[np.int32] | CategoryColumn
 
 
 def encode_dynamic(schema: FeatureSchema, columns: Mapping[str, Column], n: int) -> ActionFeatures:
@@ -43,8 +44,10 @@ def encode_dynamic(schema: FeatureSchema, columns: Mapping[str, Column], n: int)
     """
     indices, values = [], []
     for feature in schema.features:
-        column = columns.get(feature.source)
-        if feature.namespace == "dynamic" and column is not None:
+        if feature.namespace != "dynamic":
+            continue
+        column = _value_column(feature, columns, n)
+        if column is not None:
             column_indices, column_values = _encode_column(feature, column)
             indices.append(column_indices)
             values.append(column_values)
@@ -53,20 +56,48 @@ def encode_dynamic(schema: FeatureSchema, columns: Mapping[str, Column], n: int)
     return ActionFeatures(indices=np.column_stack(indices), values=np.column_stack(values))
 
 
-def _encode_column(feature: Feature, column: Column) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32]]:
+def _value_column(feature: Feature, columns: Mapping[str, Column], n: int) -> Column | npt.NDArray[np.float64] | None:
+    """Return what `Feature.value_in` returns for every candidate: float64 [n], NaN is missing; None is all missing."""
+    column = columns.get(feature.source)
+    if isinstance(column, CategoryColumn):
+        return column
+    if feature.kind == "categorical":
+        if column is not None:
+            raise ValueError(f"feature {feature.name!r} is categorical, its column is numeric")
+        return None if feature.default is None else CategoryColumn(np.zeros(n, dtype=np.uint8), [str(feature.default)])
+    value = None if column is None else column.astype(np.float64)
+    if feature.kind == "ratio":
+        trials = columns.get(feature.per)
+        if value is None or trials is None or isinstance(trials, CategoryColumn):
+            value = None
+        else:
+            value = (value + feature.prior[0]) / (trials.astype(np.float64) + feature.prior[1])
+    elif feature.window_s is not None and value is not None:
+        value = np.where(value > feature.window_s, np.nan, value)
+    if feature.default is None:
+        return value
+    if value is None:
+        return np.full(n, float(feature.default))
+    return np.where(np.isnan(value), float(feature.default), value)
+
+
+def _encode_column(
+    feature: Feature, column: Column | npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32]]:
     if isinstance(column, CategoryColumn):
         if feature.kind != "categorical":
             raise ValueError(f"feature {feature.name!r} is {feature.kind}, its column is categorical")
         table = _indices(f"{feature.name}={name}" for name in column.names)
         return table[column.codes], np.ones(len(column.codes), dtype=np.float32)
-    if feature.kind != "numeric":
+    if feature.kind not in NUMBER_KINDS:
         raise ValueError(f"feature {feature.name!r} is {feature.kind}, its column is numeric")
     known = ~np.isnan(column)
-    if not feature.edges:
+    edges = feature.bucket_edges
+    if not edges:
         scaled = np.where(known, column.astype(np.float64) * feature.scale, 0.0).astype(np.float32)
         return np.full(len(column), feature_index("dynamic", feature.name), dtype=np.uint32), scaled
-    table = _indices(f"{feature.name}={bucket}" for bucket in range(len(feature.edges) + 1))
-    buckets = np.searchsorted(np.asarray(feature.edges), column.astype(np.float64), side="right")
+    table = _indices(f"{feature.name}={bucket}" for bucket in range(len(edges) + 1))
+    buckets = np.searchsorted(np.asarray(edges), column.astype(np.float64), side="right")
     # NaN sorts after every edge; its value 0 takes it out.
     return table[buckets], known.astype(np.float32)
 

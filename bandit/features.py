@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
@@ -16,7 +17,11 @@ from bandit.vw_format import NAMESPACE_LETTERS, Encoded, encode
 Namespace = Literal["context", "user", "position", "item", "dynamic"]
 Record = Mapping[str, Any]
 
+NUMBER_KINDS = frozenset({"numeric", "counter", "ratio", "recency"})
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+Kind = Literal["categorical", "multi", "weighted", "numeric", "counter", "ratio", "recency"]
 
 
 class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -27,19 +32,76 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         namespace: Where it lives; interactions are declared between namespaces.
         source: Key of the record that the namespace is encoded from, for example `device` or `genres`.
         kind: `categorical` (one value), `multi` (a list, each value a feature), `weighted` (a mapping from value to
-            weight) or `numeric`.
-        edges: Ascending bucket edges of a numeric feature; empty keeps the number itself, times `scale`.
+            weight), `numeric`, `counter` (a decayed count in buckets that double), `ratio` (two decayed counts and a
+            prior) or `recency` (seconds since something, in buckets that grow by a factor).
+        edges: Ascending bucket edges; empty keeps the number itself, times `scale`, except that a counter's and a
+            recency's buckets then follow from `factor` and `limit`.
         scale: Factor of an unbucketed number.
-        limit: Most values taken from a list or mapping.
+        limit: Most values taken from a list or mapping; most edges of a counter or recency.
+        per: Of a ratio: the key of its denominator.
+        prior: Of a ratio: successes and trials that every item starts with, the Beta prior (a, a + b).
+        factor: Of a counter or recency: each edge is so many times the one before.
+        first_edge: Of a counter or recency: the lowest edge, in counts or seconds.
+        window_s: Of a recency: what lies back longer is missing, in seconds.
+        ttl_s: How long the online store must keep what the feature reads, in seconds; the configuration is refused
+            when it keeps it for less.
+        default: What a missing value counts as; None leaves the feature out.
     """
 
     name: str
     namespace: Namespace
     source: str
-    kind: Literal["categorical", "multi", "weighted", "numeric"] = "categorical"
+    kind: Kind = "categorical"
     edges: list[float] = []
     scale: float = 1.0
     limit: int = 8
+    per: str = ""
+    prior: tuple[float, float] = (0.0, 0.0)
+    factor: float = 2.0
+    first_edge: float = 1.0
+    window_s: float | None = None
+    ttl_s: float | None = None
+    default: str | float | bool | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the attributes fit the kind.
+
+        Raises:
+            ValueError: one of them does not; the message names the feature.
+        """
+        if (self.kind == "ratio") != bool(self.per) or (self.kind == "ratio") != (self.prior != (0.0, 0.0)):
+            raise ValueError(f"feature {self.name!r}: `per` and `prior` belong to a ratio and a ratio needs both")
+        if self.kind == "ratio" and not 0.0 < self.prior[0] <= self.prior[1] <= _FLOAT32_MAX:
+            raise ValueError(f"feature {self.name!r} needs a prior of 0 < successes <= trials, got {self.prior}")
+        if self.kind in ("counter", "recency") and not (1.0 < self.factor <= 1e6 and 0.0 < self.first_edge <= 1e12):
+            raise ValueError(f"feature {self.name!r} needs factor in (1, 1e6] and first_edge in (0, 1e12]")
+        if self.window_s is not None and (self.kind != "recency" or not self.window_s > 0.0):
+            raise ValueError(f"feature {self.name!r}: window_s belongs to a recency and is positive")
+        if self.ttl_s is not None and not self.ttl_s > 0.0:
+            raise ValueError(f"feature {self.name!r} needs a positive ttl_s, got {self.ttl_s}")
+        if self.kind in ("multi", "weighted") and self.default is not None:
+            raise ValueError(f"feature {self.name!r} is {self.kind} and cannot have a default")
+        self.encode(self.default)
+
+    @property
+    def bucket_edges(self) -> list[float]:
+        """Return the ascending edges of the buckets; empty for an unbucketed number."""
+        if self.edges or self.kind not in ("counter", "recency"):
+            return self.edges
+        return [self.first_edge * self.factor**power for power in range(self.limit)]
+
+    def value_in(self, record: Record) -> Any:  # noqa: ANN401 - records hold what callers sent
+        """Return the feature's value in a record, its default where there is none."""
+        value = record.get(self.source)
+        if self.kind == "ratio":
+            trials = record.get(self.per)
+            if value is not None and trials is not None:
+                value = (self._number(value) + self.prior[0]) / (self._number(trials) + self.prior[1])
+            else:
+                value = None
+        elif self.window_s is not None and isinstance(value, int | float) and value > self.window_s:
+            value = None
+        return self.default if value is None else value
 
     def encode(self, value: Any) -> dict[str, float]:  # noqa: ANN401 - records hold what callers sent
         """Return the named features of one value; a missing value has none.
@@ -55,9 +117,10 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             return {f"{self.name}={entry}": 1.0 for entry in value[: self.limit]}
         if self.kind == "weighted" and isinstance(value, Mapping):
             return {f"{self.name}={key}": self._number(weight) for key, weight in list(value.items())[: self.limit]}
-        if self.kind == "numeric" and isinstance(value, int | float) and not isinstance(value, bool):
-            if self.edges:
-                return {f"{self.name}={bisect.bisect_right(self.edges, value)}": 1.0}
+        if self.kind in NUMBER_KINDS and isinstance(value, int | float) and not isinstance(value, bool):
+            edges = self.bucket_edges
+            if edges:
+                return {f"{self.name}={bisect.bisect_right(edges, value)}": 1.0}
             return {self.name: self._number(self._number(value) * self.scale)}
         raise ValueError(f"feature {self.name!r} must be {self.kind}, got {type(value).__name__}")
 
@@ -73,17 +136,27 @@ class FeatureSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     Attributes:
         features: The declarations, in order; the order is part of the version.
         interactions: Pairs of namespaces whose features are multiplied (VW's `-q`).
+        half_life_s: Item statistics halve in this time, in seconds: every counter and ratio of items decays by it.
+        impressions_window_s: Showings to a user count for this long, in seconds.
+        session_gap_s: A session ends after this long without an interaction or a slate, in seconds.
     """
 
     features: list[Feature] = []
     interactions: list[tuple[Namespace, Namespace]] = []
+    half_life_s: float = 604_800.0
+    impressions_window_s: float = 86_400.0
+    session_gap_s: float = 1_800.0
 
     def __post_init__(self) -> None:
         """Check that names are unique and interactions join a shared namespace with an action's, once.
 
         Raises:
-            ValueError: a name is declared twice, or an interaction is of another form or repeated.
+            ValueError: a name is declared twice, a time is not positive, or an interaction is of another form or
+                repeated.
         """
+        for name in ("half_life_s", "impressions_window_s", "session_gap_s"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
         seen: set[tuple[str, str]] = set()
         for feature in self.features:
             key = (feature.namespace, feature.name)
@@ -107,6 +180,11 @@ class FeatureSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         canonical = msgspec.json.encode(self, order="deterministic")
         return blake2b(canonical, digest_size=6).hexdigest()
 
+    def sources(self, namespace: Namespace) -> frozenset[str]:
+        """Return the keys that the features of a namespace read."""
+        of_namespace = [feature for feature in self.features if feature.namespace == namespace]
+        return frozenset(key for feature in of_namespace for key in (feature.source, feature.per) if key)
+
     def named(self, namespace: Namespace, record: Record) -> dict[str, float]:
         """Return the named features of one namespace of one record.
 
@@ -116,7 +194,7 @@ class FeatureSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         named: dict[str, float] = {}
         for feature in self.features:
             if feature.namespace == namespace:
-                named.update(feature.encode(record.get(feature.source)))
+                named.update(feature.encode(feature.value_in(record)))
         return named
 
     def encode(self, namespace: Namespace, record: Record) -> Encoded:

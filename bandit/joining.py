@@ -200,7 +200,7 @@ class Joiner(Generic[Payload]):
         if reward is None:
             self.counters["event_not_a_reward"] += 1
             return []
-        slot = _slot_of(tracked.item_ids, event)
+        slot = slot_of(tracked.item_ids, event)
         if slot is None:
             self.counters["event_not_in_slate"] += 1
             return []
@@ -266,7 +266,7 @@ class Joiner(Generic[Payload]):
                 del self._by_user_item[key]
 
 
-def _slot_of(item_ids: Sequence[str], event: JoinEvent) -> int | None:
+def slot_of(item_ids: Sequence[str], event: JoinEvent) -> int | None:
     """Return the slot an event is about; slot and item must agree when both are given."""
     if event.slot is not None:
         fits = event.slot < len(item_ids) and event.item_id in (None, item_ids[event.slot])

@@ -21,8 +21,10 @@ from service.adapters.redis_store import RedisChangeLog, RedisJournal, RedisMode
 from service.archive import Archiver
 from service.catalogue_writer import CatalogueWriter
 from service.config import Config, explorer_of
+from service.count_items import ItemCounting, counting_model
 from service.feedback import Feedback
 from service.follow import Follower
+from service.impressions import ImpressionWriter
 from service.items_view import ItemsView
 from service.learn import LearnerLoop
 from service.learn_explorer import ExplorerLoop
@@ -136,7 +138,8 @@ def build_worker(config: Config) -> Worker:
     served = {name: ServedModel(name, config.model_spec(name), metrics) for name in sorted(names)}
     explorer_names = {explorer_of(surface) for surface in config.surfaces.values()} - {""}
     explorers = {name: ServedExplorer(name, config.explorer_spec(name), metrics) for name in sorted(explorer_names)}
-    spool = Spool(config.data_path / "spool", journal, metrics)
+    shown = ImpressionWriter(RedisUserStates(writes, config.store), metrics)
+    spool = Spool(config.data_path / "spool", journal, metrics, on_shipped=shown.add_shipped)
     return Worker(
         config=config,
         metrics=metrics,
@@ -181,7 +184,7 @@ def build_worker(config: Config) -> Worker:
 
 
 def build_learner(config: Config, model: str, metrics: Metrics) -> LearnerLoop | ExplorerLoop:
-    """Wire the learner of one model."""
+    """Wire the learner of one model; that of the first model that ranks counts the items of all."""
     client = connect(store_url(config), timeout_s=_WRITE_TIMEOUT_S)
     if config.models[model].arguments:
         return ExplorerLoop(
@@ -202,6 +205,7 @@ def build_learner(config: Config, model: str, metrics: Metrics) -> LearnerLoop |
         users=RedisUserStates(client, config.store),
         metrics=metrics,
         clock=wall_clock_ms,
+        counting=ItemCounting(config=config, log=RedisChangeLog(client)) if model == counting_model(config) else None,
     )
 
 

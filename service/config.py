@@ -32,6 +32,9 @@ ENVIRONMENT_ALIASES = {
     "HONE_PORT": "HONE_HTTP__PORT",
     "HONE_HOST": "HONE_HTTP__HOST",
 }
+# What features read of a user that expires with the recent interactions, and with the impressions.
+RECENT_SOURCES = ("recent_genres", "n_recent", "last_action", "session_length", "since_last_s")
+IMPRESSION_SOURCES = ("n_seen", "last_shown_s", "session_position", "session_s", "n_shown")
 # Read by other parts: where the file and the download cache are.
 ENVIRONMENT_IGNORED = {"HONE_CONFIG", "HONE_CACHE_DIR"}
 
@@ -75,6 +78,8 @@ class StoreConfig(Section, frozen=True, kw_only=True):
         consumed_ttl_s: Consumed items are remembered for this long, in seconds.
         recent_limit: Recent interactions kept a user.
         consumed_limit: Consumed items kept a user.
+        impressions_ttl_s: Impressions are remembered for this long after the last one, in seconds.
+        impressions_limit: Impressions kept a user.
     """
 
     url: str = ""
@@ -84,6 +89,8 @@ class StoreConfig(Section, frozen=True, kw_only=True):
     consumed_ttl_s: Count = 2_592_000
     recent_limit: Count = 10
     consumed_limit: Count = 500
+    impressions_ttl_s: Count = 86_400
+    impressions_limit: Count = 200
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):
@@ -254,7 +261,7 @@ class Config(Section, frozen=True, kw_only=True):
         """Check what spans sections.
 
         Raises:
-            ValueError: a surface names a model that is not declared.
+            ValueError: a surface names a model that is not declared, or a feature needs what the store forgets.
         """
         for name, surface in self.surfaces.items():
             if surface.model not in self.models:
@@ -269,6 +276,26 @@ class Config(Section, frozen=True, kw_only=True):
                 raise ValueError(
                     f"surface {name!r} names explorer {explorer!r}, declared with arguments are {explorers}"
                 )
+        self._check_retention()
+
+    def _check_retention(self) -> None:
+        """Refuse features that need what a user did for longer than the store keeps it."""
+        kept_s = {name: self.store.user_state_ttl_s for name in RECENT_SOURCES}
+        kept_s |= {name: self.store.impressions_ttl_s for name in IMPRESSION_SOURCES}
+        for feature in self.features.features:
+            needed_s = max(feature.ttl_s or 0.0, feature.window_s or 0.0)
+            if feature.namespace in ("user", "dynamic") and needed_s > kept_s.get(feature.source, needed_s):
+                raise ValueError(
+                    f"feature {feature.name!r} needs {feature.source!r} for {needed_s:g} s, "
+                    f"the store keeps it for {kept_s[feature.source]:g} s"
+                )
+        if self.features.impressions_window_s > self.store.impressions_ttl_s:
+            raise ValueError(
+                f"features.impressions_window_s is {self.features.impressions_window_s:g} s, "
+                f"store.impressions_ttl_s keeps them for {self.store.impressions_ttl_s} s"
+            )
+        if self.features.session_gap_s > min(self.store.impressions_ttl_s, self.store.user_state_ttl_s):
+            raise ValueError("features.session_gap_s must not exceed store.user_state_ttl_s and impressions_ttl_s")
 
     @property
     def data_path(self) -> Path:

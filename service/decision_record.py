@@ -100,11 +100,20 @@ def build_slot(draw: SlotDraw, ranked: Ranked, schema: FeatureSchema, find_item:
     """Build the record of one slot, with the item's features by name as they were served."""
     item_id = ranked.actions.ids[draw.action]
     item: Any = ranked.described.get(item_id) or find_item(item_id)
-    affinity = float(ranked.affinity[draw.action])
     source = ranked.source_names[int(ranked.sources[draw.action])]
-    dynamic = {"affinity": None if np.isnan(affinity) else affinity, "source": source}
+    dynamic = dynamic_record(ranked.actions.columns, draw.action, source=source)
     features = {"item": schema.named("item", item_record(item)), "dynamic": schema.named("dynamic", dynamic)}
     return record_slot(draw, ranked.actions, features=features)
+
+
+def dynamic_record(columns: Columns, action: int, *, source: str) -> dict[str, Any]:
+    """Return what dynamic features of one candidate read: its source and its columns, None where they say nothing."""
+    record: dict[str, Any] = {}
+    for name, column in columns.items():
+        value = column[action].item()
+        record[name] = None if isinstance(value, float) and np.isnan(value) else value
+    record["source"] = source
+    return record
 
 
 def record_slot(draw: SlotDraw, actions: ActionSet, *, features: dict[str, dict[str, float]]) -> SlotRecord:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from typing import Any
 
-from bandit.features import attribute_shares
+import msgspec
+
+from bandit.features import FeatureSchema, attribute_shares
 from retrieval.items import Item
 from service.errors import InvalidRequest
 from service.messages import UserProfile
+from service.numerics import keyed_digest
 from service.ports import UserState
+from service.sessions import Showings, current_session, showings
 from service.wire import InlineAction
 
 FindItem = Callable[[str], Item | None]
@@ -58,23 +62,39 @@ def context_record(context: Mapping[str, Any], *, surface: str, seed: Item | Non
     return record
 
 
-def user_record(
-    profile: UserProfile, liked: Sequence[str], n_recent: int, find_item: FindItem, now_ms: int
-) -> dict[str, Any]:
-    """Return what user features read: the profile and shares of the genres of recently liked items."""
-    items = [item.attributes for item in map(find_item, liked) if item is not None]
+def user_record(state: UserState, find_item: FindItem, *, schema: FeatureSchema, now_ms: int) -> dict[str, Any]:
+    """Return what user features read: profile, taste, session and how long ago things were; None where nothing is."""
+    items = [item.attributes for item in map(find_item, liked_items(state)) if item is not None]
+    session = current_session(state.recent, state.impressions, now_ms=now_ms, gap_ms=schema.session_gap_s * 1000)
+    started_at_ms = session.started_at_unix_ms
     return {
-        **profile.attributes,
-        "country": profile.country,
-        "age": viewer_age(profile, now_ms),
-        "n_recent": n_recent,
+        **state.profile.attributes,
+        "country": state.profile.country,
+        "age": viewer_age(state.profile, now_ms),
+        "n_recent": len(state.recent),
         "recent_genres": attribute_shares(items, "genres", limit=_TASTE_LIMIT),
+        "session_length": session.n_interactions,
+        "session_position": session.n_slates,
+        "session_s": None if started_at_ms is None else seconds_since(started_at_ms, now_ms),
+        "last_action": session.last_action,
+        "since_last_s": seconds_since(state.recent[-1].at_unix_ms, now_ms) if state.recent else None,
+        "n_shown": sum(state_showings(state, schema=schema, now_ms=now_ms).n_seen.values()),
     }
 
 
-def state_record(state: UserState, find_item: FindItem, now_ms: int) -> dict[str, Any]:
-    """Return `user_record` of a fetched state."""
-    return user_record(state.profile, liked_items(state), len(state.recent), find_item, now_ms)
+def state_showings(state: UserState, *, schema: FeatureSchema, now_ms: int) -> Showings:
+    """Return what was shown to the user within the declared window."""
+    return showings(state.impressions, now_ms=now_ms, window_ms=schema.impressions_window_s * 1000)
+
+
+def seconds_since(at_ms: int, now_ms: int) -> float:
+    """Return how long ago something was; 0 for what another worker's clock puts ahead."""
+    return max(now_ms - at_ms, 0) / 1000
+
+
+def profile_digest(profile: UserProfile, *, salt: bytes) -> str:
+    """Return what tells two profiles apart without saying what is in them."""
+    return keyed_digest(msgspec.json.encode(profile, order="deterministic").decode(), salt=salt)
 
 
 def liked_items(state: UserState) -> list[str]:

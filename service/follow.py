@@ -1,4 +1,4 @@
-"""Follow the streams that every API worker applies: catalogue changes and weight deltas."""
+"""Follow the streams that every API worker applies: catalogue changes, item statistics and weight deltas."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import msgspec
 import structlog
 
 from service.errors import StoreUnavailable
+from service.item_statistics import ITEM_STATS_STREAM
 from service.items_view import ITEMS_STREAM, ItemsView
-from service.messages import ModelSnapshot, WeightDelta, item_change_decoder
+from service.messages import ModelSnapshot, WeightDelta, item_change_decoder, item_stats_decoder
 from service.metrics import Metrics
 from service.ports import ChangeLog, Entry, ModelStore
 
@@ -54,7 +55,11 @@ class Follower:
         self._models = models
         self._items = items
         self._served = {models.weights_stream(name): model for name, model in served.items()}
-        self._after = {ITEMS_STREAM: items.position, **dict.fromkeys(self._served, "0-0")}
+        self._after = {
+            ITEMS_STREAM: items.position,
+            ITEM_STATS_STREAM: items.statistics.position,
+            **dict.fromkeys(self._served, "0-0"),
+        }
         self._metrics = metrics
         self._applied = asyncio.Condition()
 
@@ -93,6 +98,9 @@ class Follower:
             if entry.stream == ITEMS_STREAM:
                 self._apply_item(entry)
                 self._after[entry.stream] = entry.entry_id
+            elif entry.stream == ITEM_STATS_STREAM:
+                self._apply_statistics(entry)
+                self._after[entry.stream] = entry.entry_id
             elif _order(entry.entry_id) > _order(self._after[entry.stream]):
                 if self._served[entry.stream].apply(_delta_decoder.decode(entry.payload)):
                     self._after[entry.stream] = entry.entry_id
@@ -110,6 +118,13 @@ class Follower:
         except (msgspec.MsgspecError, ValueError) as error:
             # Refused at the door by every worker of this version; an older or newer one may have written it.
             _log.error("follow.item_refused", entry_id=entry.entry_id, error=str(error))
+
+    def _apply_statistics(self, entry: Entry) -> None:
+        try:
+            if not self._items.statistics.apply(entry.entry_id, item_stats_decoder.decode(entry.payload)):
+                _log.warning("follow.replaced_learner", entry_id=entry.entry_id)
+        except (msgspec.MsgspecError, ValueError) as error:
+            _log.error("follow.statistics_refused", entry_id=entry.entry_id, error=str(error))
 
     async def _load_snapshot(self, stream: str, *, otherwise: str) -> None:
         """Serve the snapshot and read on from it; without one, read on from `otherwise`."""

@@ -13,6 +13,7 @@ from bandit.policy import ActionFeatures
 from bandit.vw_format import Float32Array, UInt32Array, encode
 from retrieval.catalogue import Catalogue
 from service.feature_records import item_record
+from service.item_statistics import ItemStatistics
 from service.messages import ItemChange, ItemUpsert
 from service.retriever import Retriever
 from service.rule_columns import AttributeColumns
@@ -55,6 +56,7 @@ class ItemsView:
         self.retriever = retriever
         self.catalogue: Catalogue = retriever.catalogue
         self.features = ItemFeatureTable(schema)
+        self.statistics = ItemStatistics(half_life_ms=schema.half_life_s * 1000)
         self.position = "0-0"
 
     def apply(self, position: str, change: ItemChange) -> None:
@@ -70,10 +72,12 @@ class ItemsView:
             self.features.put(row, named)
             self.columns.put(row, change.item)
             self.retriever.put(row, change.item)
+            self.statistics.bind(row, change.item.id)
         else:
             deleted = self.catalogue.delete(change.item_id)
             if deleted is not None:
                 self.retriever.remove(deleted)
+                self.statistics.release(deleted, change.item_id)
 
 
 def _grown(array: npt.NDArray[Any], rows: int, columns: int) -> npt.NDArray[Any]:

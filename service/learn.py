@@ -14,10 +14,22 @@ from bandit.learner import Learner
 from bandit.vw_format import Encoded
 from bandit.vw_format import encode as encode_features
 from service.config import Config, SurfaceConfig
+from service.count_items import ItemCounting
 from service.errors import StoreUnavailable
 from service.feedback import interaction_of
+from service.impressions import impressions_of
 from service.journal_reader import JournalReader, entry_id_of, just_before, position_of
-from service.messages import Checkpoint, ConfigChange, Event, Heartbeat, Interaction, ModelSnapshot, WeightDelta, encode
+from service.messages import (
+    Checkpoint,
+    ConfigChange,
+    Event,
+    Heartbeat,
+    Impression,
+    Interaction,
+    ModelSnapshot,
+    WeightDelta,
+    encode,
+)
 from service.metrics import Metrics
 from service.ports import Journal, ModelStore, UserStates
 
@@ -45,6 +57,7 @@ class LearnedDecision(msgspec.Struct, frozen=True, tag_field="type", tag="decisi
     """What learning reads of a decision; skipping the candidate list makes decoding several times faster."""
 
     event_id: str
+    decided_at_unix_ms: int
     surface: str
     model: str
     user_id: str | None
@@ -86,9 +99,12 @@ class ModelLoop(Generic[L]):
         users: UserStates,
         metrics: Metrics,
         clock: Callable[[], int],
+        counting: ItemCounting | None = None,
     ) -> None:
         self._config = config
         self._model = model
+        # The statistics of items have one writer: the learner that is given the counting.
+        self._counting = counting
         self._schema: FeatureSchema = config.features
         self._journal = journal
         self._models = models
@@ -132,6 +148,8 @@ class ModelLoop(Generic[L]):
             seen.append(msgspec.msgpack.decode(published, type=ModelSnapshot).version)
         self._version = max(seen) + 1
         await self._publish_snapshot(newest[0] if newest else "0-0")
+        if self._counting is not None:
+            await self._counting.start(self._epoch)
         # An empty delta on top of the snapshot: followers see that it is not theirs and load the snapshot.
         await self._publish(b"", b"")
         self._saved_at_ms = self._clock()
@@ -146,6 +164,7 @@ class ModelLoop(Generic[L]):
         """
         entries = await self._reader.read(count=_BATCH, block_ms=_BLOCK_MS)
         interactions: dict[str, list[Interaction]] = {}
+        shown: dict[str, list[Impression]] = {}
         for position, payload in entries:
             entry = self._decode(position, payload)
             for joined in self._apply(position, entry):
@@ -158,9 +177,15 @@ class ModelLoop(Generic[L]):
                 if user_id and item_id:
                     interaction = interaction_of(entry, item_id=item_id, config=self._config)
                     interactions.setdefault(user_id, []).append(interaction)
+            elif isinstance(entry, LearnedDecision) and entry.model == self._model and entry.user_id is not None:
+                item_ids = [slot.item_id for slot in entry.slots]
+                impressions = impressions_of(entry.event_id, item_ids, entry.decided_at_unix_ms)
+                shown.setdefault(entry.user_id, []).extend(impressions)
         await self._publish_change()
-        await self._repair_users(interactions)
         now_ms = self._clock()
+        if self._counting is not None:
+            await self._counting.publish(now_ms)
+        await self._repair_users(interactions, shown)
         if now_ms - self._saved_at_ms >= self._config.models[self._model].checkpoint_s * 1000:
             await self.save()
         if not entries:
@@ -199,7 +224,7 @@ class ModelLoop(Generic[L]):
     def _checkpoint(self) -> Checkpoint:
         oldest = {}
         for partition in self._applied:
-            open_position = self._joiner.oldest_open(partition)
+            open_position = self._oldest_open(partition)
             oldest[str(partition)] = entry_id_of(open_position) if open_position else ""
         waiting: dict[str, list[str]] = {}
         for position in self._joiner.waiting():
@@ -215,8 +240,17 @@ class ModelLoop(Generic[L]):
             loss_sum=self._learner.loss_sum,
             counters=dict(self._joiner.counters),
             waiting=waiting,
+            item_stats=b"" if self._counting is None else self._counting.checkpoint(),
         )
         return checkpoint
+
+    def _oldest_open(self, partition: int) -> Position | None:
+        """Return where a partition must be reread from, for the joins and for the counts."""
+        counted = None if self._counting is None else self._counting.oldest_open()
+        joined = self._joiner.oldest_open(partition)
+        if counted is None or (joined is not None and joined <= counted):
+            return joined
+        return counted if counted[1] == partition else (counted[0], partition, 0)
 
     def _decode(self, position: Position, payload: bytes) -> Any:  # noqa: ANN401 - the union, or None
         try:
@@ -236,6 +270,11 @@ class ModelLoop(Generic[L]):
         return event.user_id or (decision.user_id if decision else None), item_id
 
     def _apply(self, position: Position, entry: Any) -> list[Joined[LearnedDecision]]:  # noqa: ANN401 - the union
+        if self._counting is not None and not isinstance(entry, Event):
+            if isinstance(entry, LearnedDecision):
+                self._counting.add_decision(position, entry)
+            else:
+                self._counting.advance(position)
         if isinstance(entry, LearnedDecision):
             policy = self._policies.get(entry.surface)
             if policy is None or not self._is_ours(entry):
@@ -259,6 +298,8 @@ class ModelLoop(Generic[L]):
                 slot=entry.slot,
                 value=entry.value,
             )
+            if self._counting is not None:
+                self._counting.add_event(position, event)
             return self._joiner.add_event(position, event)
         return self._joiner.advance(position[0])
 
@@ -289,6 +330,8 @@ class ModelLoop(Generic[L]):
             self._joiner.keep_waiting(
                 {position_of(int(p), entry_id) for p, ids in checkpoint.waiting.items() for entry_id in ids}
             )
+        if self._counting is not None and checkpoint.item_stats:
+            self._counting.restore(checkpoint.item_stats)
         self._joiner.counters.clear()
         self._joiner.counters.update(checkpoint.counters)
         self._reader = JournalReader(self._journal, {p: entry_id_of(at) for p, at in self._applied.items()})
@@ -315,11 +358,15 @@ class ModelLoop(Generic[L]):
     async def _publish_snapshot(self, stream_id: str) -> None:
         await self._models.publish_snapshot(self._model, self._epoch, encode(self._snapshot(stream_id)))
 
-    async def _repair_users(self, interactions: Mapping[str, list[Interaction]]) -> None:
+    async def _repair_users(
+        self, interactions: Mapping[str, list[Interaction]], shown: Mapping[str, list[Impression]]
+    ) -> None:
         """Add again what API workers add eagerly; the same bytes, so nothing doubles."""
         try:
             for user_id, of_user in interactions.items():
                 await self._users.add_interactions(user_id, of_user)
+            if shown:
+                await self._users.add_impressions(shown)
         except StoreUnavailable:
             self._metrics.user_state_failures.labels("repair").inc()
 

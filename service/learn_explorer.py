@@ -14,7 +14,17 @@ from bandit.joining import Joined, Position
 from service.config import Config, SurfaceConfig, explorer_of
 from service.decision_record import unpack_shortlisted
 from service.learn import LearnedDecision, LearnedSlot, ModelLoop
-from service.messages import Checkpoint, ConfigChange, Event, Heartbeat, Interaction, ModelSnapshot, Shortlisted, encode
+from service.messages import (
+    Checkpoint,
+    ConfigChange,
+    Event,
+    Heartbeat,
+    Impression,
+    Interaction,
+    ModelSnapshot,
+    Shortlisted,
+    encode,
+)
 from service.metrics import Metrics
 from service.ports import Journal, ModelStore, UserStates
 from service.served_explorer import workspace_digest
@@ -160,7 +170,9 @@ class ExplorerLoop(ModelLoop[Explorer]):
             workspace_digest=workspace_digest(workspace),
         )
 
-    async def _repair_users(self, interactions: Mapping[str, list[Interaction]]) -> None:
+    async def _repair_users(
+        self, interactions: Mapping[str, list[Interaction]], shown: Mapping[str, list[Impression]]
+    ) -> None:
         """Leave users to the loop of the surface's own model."""
 
     def _show(self, now_ms: int) -> None:

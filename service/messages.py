@@ -41,6 +41,7 @@ class Versions(msgspec.Struct, frozen=True, kw_only=True):
         salt: Version of the randomness salt.
         numerics: Fingerprint of numpy, BLAS and SIMD level; propensities are bit-equal within one.
         explorer: Published version of the VW explorer, 0 without one.
+        item_stats_as_of: Journal position (`ms-partition-sequence`) up to which those statistics count; empty for none.
     """
 
     model: int
@@ -52,6 +53,7 @@ class Versions(msgspec.Struct, frozen=True, kw_only=True):
     salt: int
     numerics: str
     explorer: int = 0
+    item_stats_as_of: str = ""
 
 
 class CandidateList(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,6 +165,9 @@ class Decision(Stored, frozen=True, kw_only=True, tag_field="type", tag="decisio
         n_requested: Slots asked for.
         degraded: Parts that were left out.
         latency_ms: Time by stage.
+        recent_at_unix_ms: Accept times of the interactions of `recent_ids`, in the same order.
+        impression_ids: Event ids of the earlier decisions whose impressions were read, oldest first.
+        profile_digest: Keyed BLAKE2b of the profile that was read; empty for anonymous.
         inputs_digest: BLAKE2b of everything the slate was drawn from, so that no change of it goes unseen.
         shortlisted: What a VW explorer learns from, None without one.
     """
@@ -190,6 +195,9 @@ class Decision(Stored, frozen=True, kw_only=True, tag_field="type", tag="decisio
     latency_ms: dict[str, float]
     inputs_digest: str = ""
     shortlisted: Shortlisted | None = None
+    recent_at_unix_ms: list[int] = []
+    impression_ids: list[str] = []
+    profile_digest: str = ""
 
 
 class Event(Stored, frozen=True, kw_only=True, tag_field="type", tag="event"):
@@ -258,12 +266,29 @@ ItemChange = ItemUpsert | ItemDelete
 
 
 class ItemStats(Stored, frozen=True, kw_only=True):
-    """Decayed counts of some items; one writer."""
+    """Decayed counts of some items; one writer.
+
+    Attributes:
+        at_unix_ms: Journal time of the writer.
+        item_ids: The items, n of them.
+        n_impressions: float64 [n] (float32 in the oldest entries), each as of its item's `counted_at`.
+        n_rewards: float64 [n] sums of rewards.
+        n_clicks: float64 [n] slots with a positive reward.
+        counted_at: int64 [n] unix milliseconds that the counts are decayed to; empty means `at_unix_ms` for all.
+        epoch: Fencing epoch of the writer; entries of an earlier epoch than one seen are passed over.
+        as_of: Last journal position counted, `ms-partition-sequence`.
+        is_whole: Whether every other item counts as never shown.
+    """
 
     at_unix_ms: int
     item_ids: list[str]
     n_impressions: bytes
     n_rewards: bytes
+    n_clicks: bytes = b""
+    counted_at: bytes = b""
+    epoch: int = 0
+    as_of: str = ""
+    is_whole: bool = False
 
 
 class WeightDelta(Stored, frozen=True, kw_only=True):
@@ -304,12 +329,14 @@ class DecisionSummary(Stored, frozen=True, kw_only=True):
         surface: Surface name.
         user_id: None for anonymous.
         item_ids: The slate.
+        decided_at_unix_ms: When; 0 in the oldest claims.
     """
 
     digest: str
     surface: str
     user_id: str | None
     item_ids: list[str]
+    decided_at_unix_ms: int = 0
 
 
 class UserProfile(Stored, frozen=True, kw_only=True):
@@ -342,6 +369,20 @@ class Interaction(Stored, frozen=True, kw_only=True):
     reward: float | None
     at_unix_ms: int
     client_id: str
+
+
+class Impression(msgspec.Struct, frozen=True, kw_only=True):
+    """One item shown to a user.
+
+    Attributes:
+        item_id: The item.
+        event_id: The decision that showed it.
+        shown_at_unix_ms: When it was decided.
+    """
+
+    item_id: str
+    event_id: str
+    shown_at_unix_ms: int
 
 
 class ModelSnapshot(Stored, frozen=True, kw_only=True):
@@ -385,6 +426,7 @@ class Checkpoint(Stored, frozen=True, kw_only=True):
         n_learned: Outcomes learned.
         loss_sum: Sum of progressive squared losses.
         counters: Outcomes and events by reason.
+        item_stats: Encoded `ItemStats` of every item as of `positions`; empty when this learner counts none.
         waiting: Journal ids of events that wait for their decision, by partition; None in older checkpoints.
     """
 
@@ -398,6 +440,7 @@ class Checkpoint(Stored, frozen=True, kw_only=True):
     loss_sum: float
     counters: dict[str, int]
     waiting: dict[str, list[str]] | None = None
+    item_stats: bytes = b""
 
 
 class Outcome(Stored, frozen=True, kw_only=True):
@@ -425,6 +468,7 @@ class Outcome(Stored, frozen=True, kw_only=True):
 _ENCODER = msgspec.msgpack.Encoder()
 summary_decoder: msgspec.msgpack.Decoder[DecisionSummary] = msgspec.msgpack.Decoder(DecisionSummary)
 journal_decoder: msgspec.msgpack.Decoder[JournalEntry] = msgspec.msgpack.Decoder(JournalEntry)
+item_stats_decoder: msgspec.msgpack.Decoder[ItemStats] = msgspec.msgpack.Decoder(ItemStats)
 item_change_decoder: msgspec.msgpack.Decoder[ItemChange] = msgspec.msgpack.Decoder(ItemChange)
 
 

@@ -6,10 +6,10 @@ Every method may raise `StoreUnavailable`; a write may then have happened or not
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
-from service.messages import DecisionSummary, Interaction, JournalEntry, UserProfile
+from service.messages import DecisionSummary, Impression, Interaction, JournalEntry, UserProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +61,13 @@ class UserState:
         profile: Attributes.
         recent: Interactions, oldest first.
         consumed: Items with a positive interaction lately.
-        n_seen: Showings lately, by item.
+        impressions: What was shown lately, oldest first.
     """
 
     profile: UserProfile
     recent: Sequence[Interaction]
     consumed: frozenset[str]
-    n_seen: Mapping[str, int] = field(default_factory=dict)
+    impressions: Sequence[Impression] = ()
 
 
 class Journal(Protocol):
@@ -106,15 +106,21 @@ class ChangeLog(Protocol):
     async def read(self, after: Mapping[str, str], *, count: int, block_ms: int) -> list[Entry]:
         """Read entries after an id by stream, waiting up to `block_ms` for the first (0 does not wait)."""
 
+    async def trim(self, stream: str, before: str) -> int:
+        """Drop entries before an id and return how many."""
+
 
 class UserStates(Protocol):
-    """User profiles and recent interactions; everything but the profile expires."""
+    """User profiles, recent interactions and impressions; everything but the profile expires."""
 
     async def fetch(self, user_id: str) -> UserState:
         """Return the state of a user in one round trip."""
 
     async def add_interactions(self, user_id: str, interactions: Sequence[Interaction]) -> None:
         """Add interactions; adding one twice changes nothing. Positive ones count as consumed."""
+
+    async def add_impressions(self, impressions: Mapping[str, Sequence[Impression]]) -> None:
+        """Add impressions by user id, in one round trip; adding one twice changes nothing. The newest are kept."""
 
     async def put_profiles(self, profiles: Mapping[str, UserProfile]) -> None:
         """Store profiles by user id."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bandit.columns import NO_CODE, Columns
 from bandit.dynamic import CategoryColumn, Column, encode_dynamic
@@ -16,6 +17,7 @@ from bandit.vw_format import encode
 from retrieval.items import Item
 from service.errors import InvalidRequest
 from service.feature_records import item_record
+from service.item_statistics import STATISTICS_COLUMNS
 from service.items_view import ItemsView
 from service.retriever import Candidates, Int32Array
 from service.rule_columns import RequestColumns
@@ -23,6 +25,8 @@ from service.served_model import ServedModel
 from service.wire import InlineAction
 
 NamedFeatures = Mapping[str, Mapping[str, float]]
+
+_MS_PER_DAY = 86_400_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,6 @@ class Ranked:
         described: Items the caller described itself, by id.
         sources: uint8 [n] positions in `source_names`.
         source_names: Names of the sources.
-        affinity: float32 [n]; NaN where unknown.
         features: What was scored, by namespace; a VW explorer chooses by it.
     """
 
@@ -42,21 +45,22 @@ class Ranked:
     described: Mapping[str, InlineAction]
     sources: np.ndarray[Any, np.dtype[np.uint8]]
     source_names: Sequence[str]
-    affinity: np.ndarray[Any, np.dtype[np.float32]]
     features: Mapping[str, ActionFeatures] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnRequest:
-    """Which columns the surface's rules read, and what they need of the request.
+    """Which columns rules and dynamic features read, and what they need of the request.
 
     Attributes:
         names: The columns.
         request: Campaigns and showings.
+        now_ms: Time of the decision.
     """
 
     names: Collection[str]
     request: RequestColumns
+    now_ms: int
 
 
 def rank(
@@ -74,17 +78,18 @@ def rank(
         "available_at_unix_ms": view.catalogue.available_at_unix_ms.__getitem__,
         "discovery": view.retriever.under_explored,
         "popularity": view.retriever.popularity,
+        "age_days": lambda rows: _age_days(view.catalogue.available_at_unix_ms[rows], wanted.now_ms),
     }
     columns |= {name: build(rows) for name, build in built_in.items() if name in wanted.names}
+    columns |= _statistics(view, rows, wanted)
     ids = [view.catalogue.item_ids[row] or "" for row in rows.tolist()]
-    features = _features(view, view.features.take(rows), sources, candidates.source_names, affinity)
+    features = _features(view, view.features.take(rows), sources, candidates.source_names, columns)
     scores = _score(model, named, features)
     return Ranked(
         actions=ActionSet(ids=ids, scores=scores, columns=columns),
         described={},
         sources=sources,
         source_names=candidates.source_names,
-        affinity=affinity,
         features=features,
     )
 
@@ -115,26 +120,27 @@ def rank_described(
     n = len(everyone)
     sources = np.zeros(n, dtype=np.uint8)
     affinity = np.array([affinity_of.get(action.id, np.nan) for action in everyone], dtype=np.float32)
-    features = _features(view, ActionFeatures.stack(encoded), sources, candidates.source_names, affinity)
-    scores = _score(model, named, features)
     # A described action has no row: nobody pinned, sponsored, boosted or explored it.
     row_of = {item.id: row for row, item in zip(candidates.rows.tolist(), known, strict=True)}
     rows = np.array([row_of.get(action.id, -1) for action in everyone], dtype=np.int32)
     built_in: Columns = {
         "creator": np.array(codes, dtype=np.int32),
         "available_at_unix_ms": np.array(available, dtype=np.int64),
+        "age_days": _age_days(np.array(available, dtype=np.int64), wanted.now_ms),
         "discovery": np.zeros(n, dtype=np.bool_),
         "popularity": np.zeros(n, dtype=np.float32),
     }
     columns: Columns = {"affinity": affinity, **view.columns.encode(everyone, wanted.names)}
     columns |= wanted.request.build(rows, wanted.names)
     columns |= {name: column for name, column in built_in.items() if name in wanted.names}
+    columns |= _statistics(view, rows, wanted)
+    features = _features(view, ActionFeatures.stack(encoded), sources, candidates.source_names, columns)
+    scores = _score(model, named, features)
     return Ranked(
         actions=ActionSet(ids=[action.id for action in everyone], scores=scores, columns=columns),
         described={action.id: action for action in described},
         sources=sources,
         source_names=candidates.source_names,
-        affinity=affinity,
         features=features,
     )
 
@@ -144,9 +150,12 @@ def _features(
     item: ActionFeatures,
     sources: np.ndarray[Any, np.dtype[np.uint8]],
     source_names: Sequence[str],
-    affinity: np.ndarray[Any, np.dtype[np.float32]],
+    columns: Columns,
 ) -> Mapping[str, ActionFeatures]:
-    dynamic: dict[str, Column] = {"affinity": affinity, "source": CategoryColumn(codes=sources, names=source_names)}
+    dynamic: dict[str, Column] = {
+        **{name: columns[name] for name in view.schema.sources("dynamic") if name in columns},
+        "source": CategoryColumn(codes=sources, names=source_names),
+    }
     return {"item": item, "dynamic": encode_dynamic(view.schema, dynamic, len(sources))}
 
 
@@ -157,3 +166,16 @@ def _score(
         return np.zeros(0, dtype=np.float32)
     shared = {namespace: encode(namespace, features_of) for namespace, features_of in named.items()}
     return model.score(shared, features)
+
+
+def _age_days(available_at_ms: npt.NDArray[np.int64], now_ms: int) -> npt.NDArray[np.float32]:
+    """Return float32 [n], 0 for what becomes available later, NaN where it is unknown."""
+    age_days = np.maximum(now_ms - available_at_ms, 0) / _MS_PER_DAY
+    return np.where(available_at_ms != 0, age_days, np.nan).astype(np.float32)
+
+
+def _statistics(view: ItemsView, rows: Int32Array, wanted: ColumnRequest) -> Columns:
+    if STATISTICS_COLUMNS.isdisjoint(wanted.names):
+        return {}
+    columns = view.statistics.columns(rows, wanted.now_ms)
+    return {name: column for name, column in columns.items() if name in wanted.names}

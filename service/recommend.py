@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from hashlib import blake2b
 
 import msgspec
@@ -23,7 +24,16 @@ from service.config import Campaign, Config, SurfaceConfig, explorer_of
 from service.decision_record import build_slot, pack_actions, pack_shortlisted, response_of, seal
 from service.errors import Conflict, InvalidRequest, StoreUnavailable
 from service.explain import find_decision
-from service.feature_records import check_context, context_record, liked_items, state_record, viewer_age
+from service.feature_records import (
+    check_context,
+    context_record,
+    liked_items,
+    profile_digest,
+    seconds_since,
+    state_showings,
+    user_record,
+    viewer_age,
+)
 from service.items_view import ItemsView
 from service.messages import Decision, DecisionSummary, UserProfile, Versions, encode
 from service.metrics import Metrics
@@ -34,6 +44,7 @@ from service.retriever import CandidateQuery, Candidates
 from service.rule_columns import RequestColumns, columns_of
 from service.served_explorer import ServedExplorer
 from service.served_model import ServedModel
+from service.sessions import distinct_interactions
 from service.spool import Spool, SpoolEntry
 from service.wire import InlineAction, RecommendRequest, RecommendResponse
 
@@ -97,11 +108,12 @@ class Recommender:
             return NOBODY
         try:
             async with asyncio.timeout(self._config.store.timeout_s):
-                return await self._users.fetch(user_id)
+                state = await self._users.fetch(user_id)
         except (StoreUnavailable, TimeoutError):
             self._metrics.user_state_failures.labels("fetch").inc()
             degraded.append("features")
             return NOBODY
+        return replace(state, recent=distinct_interactions(state.recent))
 
     def _check(self, request: RecommendRequest) -> SurfaceConfig:
         surface = self._config.surfaces.get(request.surface)
@@ -128,7 +140,9 @@ class Recommender:
         candidates, described = self._candidates(request, surface, query, event_id, degraded)
         watch.lap("candidates")
         wanted = ColumnRequest(
-            columns_of(surface.rules), RequestColumns(self._running(surface, now_ms), self._seen_rows(state))
+            columns_of(surface.rules) | self._config.features.sources("dynamic"),
+            self._request_columns(surface, state, now_ms),
+            now_ms,
         )
         if described:
             ranked = rank_described(self._items, model, named, candidates, described, wanted)
@@ -153,6 +167,9 @@ class Recommender:
             context=request.context,
             seed_item_id=request.seed_item_id,
             recent_ids=[interaction.client_id for interaction in state.recent],
+            recent_at_unix_ms=[interaction.at_unix_ms for interaction in state.recent],
+            impression_ids=list(dict.fromkeys(shown.event_id for shown in state.impressions)),
+            profile_digest=profile_digest(state.profile, salt=self._salt) if request.user_id else "",
             features=named,
             versions=self._versions(model, explorer.version if explorer else 0),
             exploration=surface.exploration,
@@ -175,7 +192,8 @@ class Recommender:
             catalogue=self._items.position,
             config=self._config.version,
             schema=self._config.features.version,
-            item_stats="0-0",
+            item_stats=self._items.statistics.position,
+            item_stats_as_of=self._items.statistics.as_of,
             salt=1,
             numerics=numerics_fingerprint(),
             explorer=explorer,
@@ -217,7 +235,7 @@ class Recommender:
         try:
             return {
                 "context": schema.named("context", context),
-                "user": schema.named("user", state_record(state, find, now_ms)),
+                "user": schema.named("user", user_record(state, find, schema=schema, now_ms=now_ms)),
                 # Scores are compared at a reference position; learning uses the real one.
                 "position": schema.named("position", {"slot": 0}),
             }
@@ -252,9 +270,14 @@ class Recommender:
         running = [(c, self._items.catalogue.row(c.item_id)) for c in surface.campaigns if c.runs_at(now_ms)]
         return [(campaign, row) for campaign, row in running if row is not None]
 
-    def _seen_rows(self, state: UserState) -> dict[int, int]:
-        rows = ((self._items.catalogue.row(item_id), count) for item_id, count in state.n_seen.items())
-        return {row: count for row, count in rows if row is not None}
+    def _request_columns(self, surface: SurfaceConfig, state: UserState, now_ms: int) -> RequestColumns:
+        shown = state_showings(state, schema=self._config.features, now_ms=now_ms)
+        rows = {item_id: row for item_id in shown.n_seen if (row := self._items.catalogue.row(item_id)) is not None}
+        return RequestColumns(
+            campaigns=self._running(surface, now_ms),
+            n_seen={row: shown.n_seen[item_id] for item_id, row in rows.items()},
+            last_shown_s={row: seconds_since(shown.last_shown_at_ms[item_id], now_ms) for item_id, row in rows.items()},
+        )
 
     def _draw(
         self,
@@ -291,6 +314,7 @@ class Recommender:
             surface=decision.surface,
             user_id=decision.user_id,
             item_ids=[slot.item_id for slot in decision.slots],
+            decided_at_unix_ms=decision.decided_at_unix_ms,
         )
         entry = SpoolEntry(
             payload=encode(decision),

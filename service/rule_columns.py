@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from bandit.columns import NO_CODE, OTHER_TAG, Columns
 from retrieval.items import Item
 from service.config import Campaign, Config
+from service.item_statistics import STATISTICS_COLUMNS
 from service.wire import InlineAction
 
 Int32Array = npt.NDArray[np.int32]
@@ -20,7 +21,8 @@ Kind = Literal["category", "tags"]
 # Columns that are not attributes of the item; see `service.ranking` for the first group.
 BUILT_IN = frozenset(
     {"creator", "available_at_unix_ms", "discovery", "affinity", "popularity"}
-    | {"n_seen", "sponsored", "pinned_slot", "campaign_boost"}
+    | {"n_seen", "last_shown_s", "age_days", "sponsored", "pinned_slot", "campaign_boost"}
+    | STATISTICS_COLUMNS
 )
 _N_OWN_TAGS = 63
 
@@ -84,16 +86,20 @@ class RequestColumns:
     Attributes:
         campaigns: Those that run now, with the rows of their items.
         n_seen: Showings to this user lately, by row.
+        last_shown_s: How long ago the last of them was, in seconds, by row.
     """
 
     campaigns: Sequence[tuple[Campaign, int]]
     n_seen: Mapping[int, int]
+    last_shown_s: Mapping[int, float] = field(default_factory=dict)
 
     def build(self, rows: Int32Array, names: Collection[str]) -> Columns:
-        """Return `n_seen`, `sponsored`, `pinned_slot` and `campaign_boost` where asked for."""
+        """Return `n_seen`, `last_shown_s`, `sponsored`, `pinned_slot` and `campaign_boost` where asked for."""
         columns: Columns = {}
         if "n_seen" in names:
-            columns["n_seen"] = _lookup(rows, self.n_seen)
+            columns["n_seen"] = _lookup(rows, self.n_seen, 0, np.int32)
+        if "last_shown_s" in names:
+            columns["last_shown_s"] = _lookup(rows, self.last_shown_s, np.nan, np.float32)
         if "sponsored" in names:
             sponsors = [row for campaign, row in self.campaigns if campaign.kind == "sponsor"]
             columns["sponsored"] = _place(rows, {row: order for order, row in enumerate(sponsors)}, -1, np.int32)
@@ -109,14 +115,14 @@ class RequestColumns:
         return columns
 
 
-def _lookup(rows: Int32Array, counts: Mapping[int, int]) -> Int32Array:
-    """Return the count of every row, 0 where there is none."""
-    if not counts:
-        return np.zeros(len(rows), dtype=np.int32)
-    known = np.fromiter(sorted(counts), dtype=np.int32, count=len(counts))
-    values = np.fromiter((counts[row] for row in known.tolist()), dtype=np.int32, count=len(counts))
+def _lookup(rows: Int32Array, values: Mapping[int, float], empty: float, dtype: Any) -> npt.NDArray[Any]:  # noqa: ANN401
+    """Return the value of every row, `empty` where there is none."""
+    if not values:
+        return np.full(len(rows), empty, dtype=dtype)
+    known = np.fromiter(sorted(values), dtype=np.int32, count=len(values))
+    found = np.fromiter((values[row] for row in known.tolist()), dtype=dtype, count=len(values))
     place = np.minimum(np.searchsorted(known, rows), len(known) - 1)
-    return np.where(known[place] == rows, values[place], 0).astype(np.int32)
+    return np.where(known[place] == rows, found[place], np.array(empty, dtype=dtype))
 
 
 def _place(rows: Int32Array, values: Mapping[int, Any], empty: float, dtype: Any) -> npt.NDArray[Any]:  # noqa: ANN401

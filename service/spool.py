@@ -12,7 +12,7 @@ import os
 import struct
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +48,9 @@ class SpoolEntry(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     partition: int = 0
 
 
+# Told of decisions that are in the journal now, for the first time.
+OnShipped = Callable[[Sequence[SpoolEntry]], Awaitable[None]]
+
 _decoder = msgspec.msgpack.Decoder(SpoolEntry)
 _encoder = msgspec.msgpack.Encoder()
 
@@ -78,13 +81,17 @@ class Spool:
         folder: where spool files are.
         journal: where they go.
         metrics: counts what is shipped, dropped and behind.
+        on_shipped: told of decisions once they are in the journal; what it does may be lost in a crash.
     """
 
-    def __init__(self, folder: Path, journal: Journal, metrics: Metrics) -> None:
+    def __init__(
+        self, folder: Path, journal: Journal, metrics: Metrics, *, on_shipped: OnShipped | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._journal = journal
         self._metrics = metrics
+        self._on_shipped = on_shipped
         self._queue: deque[_Waiting] = deque()
         self._wake = asyncio.Event()
         self._file = -1
@@ -214,6 +221,9 @@ class Spool:
                 if waiting.done is not None and not waiting.done.done():
                     waiting.done.set_result(claim)
             self._metrics.spool_waiting.set(len(self._queue))
+            new = [w.entry for w, claim in zip(batch, claims, strict=True) if claim is not None and claim.is_new]
+            if new and self._on_shipped is not None:
+                await self._on_shipped(new)
 
     async def _ship(self, entries: list[SpoolEntry]) -> list[Claim | None]:
         decisions = [entry for entry in entries if entry.event_id]

@@ -16,8 +16,9 @@ import msgspec
 from service.adapters.memory_streams import MemoryStore
 from service.config import StoreConfig
 from service.errors import Fenced
-from service.messages import Interaction, JournalEntry, UserProfile, encode, summary_decoder
+from service.messages import Impression, Interaction, JournalEntry, UserProfile, encode, summary_decoder
 from service.ports import Claim, Entry, Shipment, UserState
+from service.user_members import impression_member, impression_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,11 @@ class MemoryChangeLog:
             for entry_id, payload in entries
         ]
 
+    async def trim(self, stream: str, before: str) -> int:
+        """Drop what is before an id."""
+        await asyncio.sleep(0)
+        return self._store.streams[stream].trim(before)
+
 
 @dataclass(slots=True)
 class _Interactions:
@@ -136,15 +142,18 @@ class MemoryUserStates:
         self._profiles: dict[str, UserProfile] = {}
         self._recent: dict[str, _Interactions] = {}
         self._consumed: dict[str, _Interactions] = {}
+        self._impressions: dict[str, _Interactions] = {}
 
     async def fetch(self, user_id: str) -> UserState:
         """Fetch everything."""
         await asyncio.sleep(0)
         recent, consumed = self._live(self._recent, user_id), self._live(self._consumed, user_id)
+        shown = self._live(self._impressions, user_id)
         return UserState(
             profile=self._profiles.get(user_id, UserProfile()),
             recent=[msgspec.msgpack.decode(member, type=Interaction) for member in recent.members()],
             consumed=frozenset(member.decode() for member in consumed.at_unix_ms),
+            impressions=tuple(impression_of(member, shown.at_unix_ms[member]) for member in shown.members()),
         )
 
     async def add_interactions(self, user_id: str, interactions: Sequence[Interaction]) -> None:
@@ -156,6 +165,14 @@ class MemoryUserStates:
         positive = {i.item_id.encode(): i.at_unix_ms for i in interactions if (i.reward or 0.0) > 0.0}
         self._add(self._consumed, user_id, positive, config.consumed_limit, config.consumed_ttl_s)
 
+    async def add_impressions(self, impressions: Mapping[str, Sequence[Impression]]) -> None:
+        """Add members and drop the oldest beyond the limit."""
+        await asyncio.sleep(0)
+        config = self._config
+        for user_id, shown in impressions.items():
+            members = {impression_member(i): i.shown_at_unix_ms for i in shown}
+            self._add(self._impressions, user_id, members, config.impressions_limit, config.impressions_ttl_s)
+
     async def put_profiles(self, profiles: Mapping[str, UserProfile]) -> None:
         """Set all."""
         await asyncio.sleep(0)
@@ -164,7 +181,7 @@ class MemoryUserStates:
     async def erase(self, user_id: str) -> None:
         """Delete the user."""
         await asyncio.sleep(0)
-        for table in (self._profiles, self._recent, self._consumed):
+        for table in (self._profiles, self._recent, self._consumed, self._impressions):
             table.pop(user_id, None)
 
     def _live(self, table: dict[str, _Interactions], user_id: str) -> _Interactions:

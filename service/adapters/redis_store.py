@@ -15,8 +15,9 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from service.config import StoreConfig
 from service.errors import Fenced, StoreUnavailable
-from service.messages import Interaction, UserProfile, encode, summary_decoder
+from service.messages import Impression, Interaction, UserProfile, encode, summary_decoder
 from service.ports import Claim, Entry, Shipment, UserState
+from service.user_members import impression_member, impression_of
 
 # Claim an event id and append its decision in one step; answers the claim that holds.
 # KEYS: decision key, journal. ARGV: entry, summary, ttl ms.
@@ -162,6 +163,11 @@ class RedisChangeLog:
             for entry_id, fields in entries
         ]
 
+    async def trim(self, stream: str, before: str) -> int:
+        """Trim with MINID."""
+        async with _store_errors():
+            return int(await self._client.xtrim(stream, minid=before, approximate=False))
+
 
 class RedisUserStates:
     """`UserStates` on keys `hone:{u:<user_id>}:...`: a string for the profile, sorted sets by accept time."""
@@ -178,11 +184,13 @@ class RedisUserStates:
             pipeline.get(f"{prefix}profile")
             pipeline.zrange(f"{prefix}recent", 0, -1)
             pipeline.zrange(f"{prefix}consumed", 0, -1)
-            profile, recent, consumed = await pipeline.execute()
+            pipeline.zrange(f"{prefix}impressions", 0, -1, withscores=True)
+            profile, recent, consumed, impressions = await pipeline.execute()
         return UserState(
             profile=_profile_decoder.decode(profile) if profile else UserProfile(),
             recent=[_interaction_decoder.decode(member) for member in recent],
             consumed=frozenset(member.decode() for member in consumed),
+            impressions=tuple(impression_of(member, int(at_ms)) for member, at_ms in impressions),
         )
 
     async def add_interactions(self, user_id: str, interactions: Sequence[Interaction]) -> None:
@@ -201,6 +209,20 @@ class RedisUserStates:
                 pipeline.expire(f"{prefix}consumed", config.consumed_ttl_s)
             await pipeline.execute()
 
+    async def add_impressions(self, impressions: Mapping[str, Sequence[Impression]]) -> None:
+        """Add members and drop the oldest beyond the limit, in one round trip for all users."""
+        config = self._config
+        async with _store_errors():
+            pipeline = self._client.pipeline(transaction=False)
+            for user_id, shown in impressions.items():
+                if shown:
+                    key = f"{_user_prefix(user_id)}impressions"
+                    members: dict[Any, Any] = {impression_member(i): i.shown_at_unix_ms for i in shown}
+                    pipeline.zadd(key, members)
+                    pipeline.zremrangebyrank(key, 0, -config.impressions_limit - 1)
+                    pipeline.expire(key, config.impressions_ttl_s)
+            await pipeline.execute()
+
     async def put_profiles(self, profiles: Mapping[str, UserProfile]) -> None:
         """Set all in one pipelined round trip."""
         async with _store_errors():
@@ -213,7 +235,8 @@ class RedisUserStates:
         """Delete the user's keys."""
         prefix = _user_prefix(user_id)
         async with _store_errors():
-            await self._client.delete(f"{prefix}profile", f"{prefix}recent", f"{prefix}consumed")
+            names = ("profile", "recent", "consumed", "impressions")
+            await self._client.delete(*(f"{prefix}{name}" for name in names))
 
 
 class RedisModelStore:

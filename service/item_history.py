@@ -1,0 +1,32 @@
+"""Items as they were at any position of the items stream."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from retrieval.items import Item
+from service.messages import ItemChange, ItemUpsert
+
+
+class ItemHistory:
+    """Every version of every item; feed it the changes in stream order."""
+
+    def __init__(self) -> None:
+        self._positions: dict[str, list[tuple[int, int]]] = {}
+        self._versions: dict[str, list[Item | None]] = {}
+
+    def add(self, entry_id: str, change: ItemChange) -> None:
+        """Remember a change as of its position."""
+        item_id = change.item.id if isinstance(change, ItemUpsert) else change.item_id
+        self._positions.setdefault(item_id, []).append(_order(entry_id))
+        self._versions.setdefault(item_id, []).append(change.item if isinstance(change, ItemUpsert) else None)
+
+    def item(self, item_id: str, position: str) -> Item | None:
+        """Return an item as of a position, None where there was none."""
+        index = bisect_right(self._positions.get(item_id, []), _order(position))
+        return self._versions[item_id][index - 1] if index else None
+
+
+def _order(entry_id: str) -> tuple[int, int]:
+    ms, _, sequence = entry_id.partition("-")
+    return int(ms), int(sequence)
