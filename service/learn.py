@@ -77,6 +77,14 @@ class Learning(Protocol):
         """Return the whole learner."""
 
 
+_decoder = msgspec.msgpack.Decoder(LearnedDecision)
+
+
+def learned_decision(payload: bytes) -> LearnedDecision:
+    """Return what learning reads of an encoded decision."""
+    return _decoder.decode(payload)
+
+
 L = TypeVar("L", bound=Learning)
 
 

@@ -62,6 +62,8 @@ _CONTROL = pa.schema(
     metadata={"hone_schema": "control-1"},
 )
 _SCHEMAS = {"decisions": _DECISIONS, "events": _EVENTS, "control": _CONTROL}
+# Tables without rows, for readers of an archive that has none of a kind yet.
+EMPTY = {kind: schema.empty_table() for kind, schema in _SCHEMAS.items()}
 
 
 class ParquetArchive:
