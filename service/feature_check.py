@@ -31,6 +31,7 @@ from service.learn import LearnedDecision, learned_decision
 from service.messages import Decision, Impression, Interaction, UserProfile, encode
 from service.offline_features import OfflineStore, Statistics
 from service.ports import UserState
+from service.sessions import Showings
 
 _RELATIVE = 1e-6
 # Sums of rewards of both signs may cancel: what is left is noise.
@@ -178,19 +179,19 @@ class FeatureChecker:
         seed = find(decision.seed_item_id) if decision.seed_item_id else None
         context = context_record(decision.context, surface=decision.surface, seed=seed, now_ms=now_ms)
         self._compare_shared(decision, learned, "context", self._schema.named("context", context), skip=())
-        user = user_record(state, find, schema=self._schema, now_ms=now_ms)
+        shown = state_showings(state, schema=self._schema, now_ms=now_ms)
+        user = user_record(state, shown, find, schema=self._schema, now_ms=now_ms)
         skip = () if has_profile else (*_FROM_PROFILE, *state.profile.attributes)
         self._compare_shared(decision, learned, "user", self._schema.named("user", user), skip=skip)
-        columns = self._columns_of(decision, state, find) | dict(statistics)
+        columns = self._columns_of(decision, shown, find) | dict(statistics)
         served = unpack_actions(decision.candidates).columns
         for name in self._columns:
             self._compare_column(decision, name, served[name], columns[name])
         self._check_slots(decision, learned, {**served, **columns}, find)
 
-    def _columns_of(self, decision: Decision, state: UserState, find: Any) -> dict[str, Column]:  # noqa: ANN401
+    def _columns_of(self, decision: Decision, shown: Showings, find: Any) -> dict[str, Column]:  # noqa: ANN401
         now_ms, ids = decision.decided_at_unix_ms, decision.candidates.ids
         columns: dict[str, Column] = {}
-        shown = state_showings(state, schema=self._schema, now_ms=now_ms)
         if "n_seen" in self._columns:
             columns["n_seen"] = np.array([shown.n_seen.get(item_id, 0) for item_id in ids], dtype=np.int32)
         if "last_shown_s" in self._columns:

@@ -62,7 +62,9 @@ def context_record(context: Mapping[str, Any], *, surface: str, seed: Item | Non
     return record
 
 
-def user_record(state: UserState, find_item: FindItem, *, schema: FeatureSchema, now_ms: int) -> dict[str, Any]:
+def user_record(
+    state: UserState, shown: Showings, find_item: FindItem, *, schema: FeatureSchema, now_ms: int
+) -> dict[str, Any]:
     """Return what user features read: profile, taste, session and how long ago things were; None where nothing is."""
     items = [item.attributes for item in map(find_item, liked_items(state)) if item is not None]
     session = current_session(state.recent, state.impressions, now_ms=now_ms, gap_ms=schema.session_gap_s * 1000)
@@ -78,7 +80,7 @@ def user_record(state: UserState, find_item: FindItem, *, schema: FeatureSchema,
         "session_s": None if started_at_ms is None else seconds_since(started_at_ms, now_ms),
         "last_action": session.last_action,
         "since_last_s": seconds_since(state.recent[-1].at_unix_ms, now_ms) if state.recent else None,
-        "n_shown": sum(state_showings(state, schema=schema, now_ms=now_ms).n_seen.values()),
+        "n_shown": sum(shown.n_seen.values()),
     }
 
 

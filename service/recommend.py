@@ -44,7 +44,7 @@ from service.retriever import CandidateQuery, Candidates
 from service.rule_columns import RequestColumns, columns_of
 from service.served_explorer import ServedExplorer
 from service.served_model import ServedModel
-from service.sessions import distinct_interactions
+from service.sessions import Showings, distinct_interactions
 from service.spool import Spool, SpoolEntry
 from service.wire import InlineAction, RecommendRequest, RecommendResponse
 
@@ -136,12 +136,13 @@ class Recommender:
         model = self._models[surface.model]
         watch = _Stopwatch()
         query = self._query(request, surface, state, now_ms)
-        named = self._named_features(request, state, now_ms)
+        shown = state_showings(state, schema=self._config.features, now_ms=now_ms)
+        named = self._named_features(request, state, shown, now_ms)
         candidates, described = self._candidates(request, surface, query, event_id, degraded)
         watch.lap("candidates")
         wanted = ColumnRequest(
             columns_of(surface.rules) | self._config.features.sources("dynamic"),
-            self._request_columns(surface, state, now_ms),
+            self._request_columns(surface, shown, now_ms),
             now_ms,
         )
         if described:
@@ -227,7 +228,9 @@ class Recommender:
             wanted_rows=[row for _, row in self._running(surface, now_ms)],
         )
 
-    def _named_features(self, request: RecommendRequest, state: UserState, now_ms: int) -> dict[str, dict[str, float]]:
+    def _named_features(
+        self, request: RecommendRequest, state: UserState, shown: Showings, now_ms: int
+    ) -> dict[str, dict[str, float]]:
         schema = self._config.features
         find = self._items.catalogue.item
         seed = find(request.seed_item_id) if request.seed_item_id else None
@@ -235,7 +238,7 @@ class Recommender:
         try:
             return {
                 "context": schema.named("context", context),
-                "user": schema.named("user", user_record(state, find, schema=schema, now_ms=now_ms)),
+                "user": schema.named("user", user_record(state, shown, find, schema=schema, now_ms=now_ms)),
                 # Scores are compared at a reference position; learning uses the real one.
                 "position": schema.named("position", {"slot": 0}),
             }
@@ -270,8 +273,7 @@ class Recommender:
         running = [(c, self._items.catalogue.row(c.item_id)) for c in surface.campaigns if c.runs_at(now_ms)]
         return [(campaign, row) for campaign, row in running if row is not None]
 
-    def _request_columns(self, surface: SurfaceConfig, state: UserState, now_ms: int) -> RequestColumns:
-        shown = state_showings(state, schema=self._config.features, now_ms=now_ms)
+    def _request_columns(self, surface: SurfaceConfig, shown: Showings, now_ms: int) -> RequestColumns:
         rows = {item_id: row for item_id in shown.n_seen if (row := self._items.catalogue.row(item_id)) is not None}
         return RequestColumns(
             campaigns=self._running(surface, now_ms),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from retrieval.items import Item
 from service.config import Config
-from service.feature_records import context_record, item_record, user_record
+from service.feature_records import context_record, item_record, state_showings, user_record
 from service.feedback import interaction_of
 from service.impressions import impressions_of, newest_impressions
 from service.item_history import ItemHistory
@@ -77,7 +77,13 @@ class SkewChecker:
         profile = self._profiles.get(decision.user_id or "", UserProfile()) if known else UserProfile()
         impressions = newest_impressions(shown, limit=self._config.store.impressions_limit)
         state = UserState(profile=profile, recent=recent, consumed=frozenset(), impressions=impressions)
-        user = user_record(state, find, schema=self._schema, now_ms=at_ms)
+        user = user_record(
+            state,
+            state_showings(state, schema=self._schema, now_ms=at_ms),
+            find,
+            schema=self._schema,
+            now_ms=at_ms,
+        )
         self._compare(decision, "user", decision.features["user"], self._schema.named("user", user))
         for slot in decision.slots:
             item = find(slot.item_id)

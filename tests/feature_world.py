@@ -87,8 +87,8 @@ def build_config(*, n_partitions: int = 1) -> Config:
     """Return the world's configuration."""
     surface = SurfaceConfig(
         model=MODEL,
-        n_candidates=16,
-        sources=[SourceConfig(name="popular", quota=8), SourceConfig(name="random", quota=10)],
+        n_candidates=10,
+        sources=[SourceConfig(name="popular", quota=5), SourceConfig(name="random", quota=5)],
         seen="keep",
         rules=[SeenDemotion(penalty=0.01)],
         reward=RewardPolicy(
@@ -152,6 +152,12 @@ class TestWorker:
     journal: GatedJournal
 
     __test__ = False
+
+    async def shipped(self) -> None:
+        """Wait until everything that was decided is in the journal, and its impressions in the user's state."""
+        while self.spool.n_waiting:  # noqa: ASYNC110 - the spool has no event for it
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
 
     async def follow(self) -> None:
         while await self.follower._read(block_ms=0):
@@ -223,7 +229,7 @@ class World:
             surface=self.rng.choice(["home", "home", "strip"]),
             user_id=f"u{n}" if n < 40 else None,
             context={"device": self.rng.choice(["tv", "phone"])} if self.rng.random() < 0.7 else {},
-            n=self.rng.choice([1, 3, 4]),
+            n=self.rng.choice([1, 2, 3]),
         )
         answer = await worker.recommender.recommend(request)
         self.n_decided += 1
@@ -268,7 +274,7 @@ class World:
                 b.journal.gate.set()
             await self.decide(self.rng.choice(self.workers))
             await self.happen()
-            if step % 3 == 0:
+            if step % 8 == 0:
                 await self.learner.step()
                 await a.follow()
             if step % 41 == 0:
@@ -297,8 +303,8 @@ class World:
         """Ship, learn and archive all there is."""
         for worker in self.workers:
             worker.journal.gate.set()
-        while any(worker.spool.n_waiting for worker in self.workers):
-            await asyncio.sleep(0.001)
+        for worker in self.workers:
+            await worker.shipped()
         self.now_ms += 5_000
         for partition in range(self.ports.journal.n_partitions):
             await self.ports.journal.append(partition, [encode(Heartbeat(at_unix_ms=self.now_ms))])
