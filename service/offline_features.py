@@ -102,6 +102,20 @@ _SHOWN = (
     "SELECT asked.row, d.event_id, d.item_ids, d.at_ms FROM asked JOIN decisions d USING (event_id) ORDER BY asked.row"
 )
 
+_EVENTS_OF = """
+SELECT e.event_type, e.event_id, coalesce(e.item_id, d.item_ids[e.slot + 1]) AS item_id, e.value, e.client_id,
+    e.accepted_at_unix_ms
+FROM events e LEFT JOIN decisions d USING (event_id)
+WHERE $user_key IN (e.user_key, d.user_key)
+QUALIFY row_number() OVER (PARTITION BY e.event_type, e.client_id, item_id ORDER BY e.ord) = 1
+ORDER BY e.accepted_at_unix_ms DESC, e.ord DESC LIMIT $limit
+"""
+_SHOWN_TO = """
+SELECT item_id, event_id, at_ms
+FROM (SELECT unnest(item_ids) AS item_id, event_id, at_ms FROM decisions WHERE user_key = $user_key)
+ORDER BY at_ms DESC, item_id DESC, event_id DESC LIMIT $limit
+"""
+
 Float64Array = npt.NDArray[np.float64]
 
 
@@ -186,20 +200,8 @@ class OfflineStore:
         """Return the archived events of each (client id, accept time), with the item they are about."""
         found: list[list[Event]] = [[] for _ in client_ids]
         asked = {"client_id": pa.array(client_ids, type=pa.string()), "at_ms": pa.array(at_ms, type=pa.int64())}
-        for row, event_type, event_id, item_id, value, client_id, accepted_at in self._rows(_INTERACTIONS, asked):
-            event = Event(
-                accepted_at_unix_ms=accepted_at,
-                client_id=client_id,
-                event_type=event_type,
-                event_id=event_id,
-                user_id=None,
-                user_key="",
-                item_id=item_id,
-                slot=None,
-                value=value,
-                client_unix_ms=None,
-            )
-            found[row].append(event)
+        for row, *read in self._rows(_INTERACTIONS, asked):
+            found[row].append(_event(*read))
         return found
 
     def impressions(self, event_ids: Sequence[str]) -> Mapping[str, list[Impression]]:
@@ -209,6 +211,16 @@ class OfflineStore:
             event_id: [Impression(item_id=i, event_id=event_id, shown_at_unix_ms=at_ms) for i in item_ids]
             for _, event_id, item_ids, at_ms in self._rows(_SHOWN, asked)
         }
+
+    def events_of(self, user_key: str, *, limit: int) -> list[Event]:
+        """Return the newest events of a user, oldest first, with the item they are about."""
+        rows = self._database.execute(_EVENTS_OF, {"user_key": user_key, "limit": limit}).fetchall()
+        return [_event(*row) for row in reversed(rows)]
+
+    def impressions_of(self, user_key: str, *, limit: int) -> list[Impression]:
+        """Return the newest impressions of a user, oldest first."""
+        rows = self._database.execute(_SHOWN_TO, {"user_key": user_key, "limit": limit}).fetchall()
+        return [Impression(item_id=i, event_id=e, shown_at_unix_ms=at_ms) for i, e, at_ms in reversed(rows)]
 
     def whole_statistics(self, as_of: Position, *, at_ms: int) -> ItemStats:
         """Return the counts of every item as of a position, to materialise online."""
@@ -229,14 +241,16 @@ class OfflineStore:
         )
 
     def _load(self, folder: Path) -> None:
-        decisions = self._source(folder, "decisions", "journal_id, event_id, decided_at_unix_ms, surface, item_ids")
+        decisions = self._source(
+            folder, "decisions", "journal_id, event_id, decided_at_unix_ms, surface, user_key, item_ids"
+        )
         self._database.execute(
             f"""CREATE TABLE decisions AS
-            SELECT {_ROW_ORD} AS ord, split_part(journal_id, '-', 1)::BIGINT AS ms, event_id, surface, item_ids,
-                decided_at_unix_ms AS at_ms
+            SELECT {_ROW_ORD} AS ord, split_part(journal_id, '-', 1)::BIGINT AS ms, event_id, surface,
+                user_key, item_ids, decided_at_unix_ms AS at_ms
             FROM {decisions} QUALIFY row_number() OVER (PARTITION BY event_id ORDER BY ord) = 1"""  # noqa: S608 - a path, and constants
         )
-        names = "journal_id, event_type, event_id, client_id, item_id, slot, value, accepted_at_unix_ms"
+        names = "journal_id, event_type, event_id, client_id, user_key, item_id, slot, value, accepted_at_unix_ms"
         self._database.execute(
             f"""CREATE TABLE events AS
             SELECT {_ROW_ORD} AS ord, split_part(journal_id, '-', 1)::BIGINT AS ms, * EXCLUDE (journal_id, filename)
@@ -261,3 +275,20 @@ class OfflineStore:
         n = len(next(iter(asked.values())))
         self._database.register("asked", pa.table({"row": pa.array(range(n), type=pa.int64()), **asked}))
         return self._database.execute(query).fetchall()
+
+
+def _event(
+    event_type: str, event_id: str | None, item_id: str | None, value: float, client_id: str, accepted_at_ms: int
+) -> Event:
+    return Event(
+        accepted_at_unix_ms=accepted_at_ms,
+        client_id=client_id,
+        event_type=event_type,
+        event_id=event_id,
+        user_id=None,
+        user_key="",
+        item_id=item_id,
+        slot=None,
+        value=value,
+        client_unix_ms=None,
+    )

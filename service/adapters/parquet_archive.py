@@ -77,10 +77,7 @@ class ParquetArchive:
 
     def position(self, partition: int) -> str:
         """Read the position file."""
-        try:
-            return self._position_file(partition).read_text(encoding="ascii")
-        except FileNotFoundError:
-            return _START
+        return archived_position(self._folder, partition)
 
     def write(self, partition: int, entries: Sequence[tuple[str, JournalEntry]]) -> None:
         """Write one file a kind and hour, then move the position; entries that are archived already are passed over.
@@ -141,7 +138,19 @@ class ParquetArchive:
         _sync_folder(self._folder)
 
     def _position_file(self, partition: int) -> Path:
-        return self._folder / f"position-{partition}.txt"
+        return _position_file(self._folder, partition)
+
+
+def archived_position(folder: Path, partition: int) -> str:
+    """Return the last journal id that is archived for good, without writing anything."""
+    try:
+        return _position_file(folder, partition).read_text(encoding="ascii")
+    except FileNotFoundError:
+        return _START
+
+
+def _position_file(folder: Path, partition: int) -> Path:
+    return folder / f"position-{partition}.txt"
 
 
 def _row(journal_id: str, entry: JournalEntry) -> tuple[str | None, dict[str, Any]]:

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from service.adapters.redis_store import RedisUserStates
 from service.config import StoreConfig
 from service.errors import StoreUnavailable
-from service.messages import Interaction, UserProfile
+from service.messages import Impression, Interaction, UserProfile
 from service.ports import UserState
 from tests.contracts.adapters import Adapters
 
@@ -21,6 +21,10 @@ def _interaction(n: int, *, reward: float | None = 1.0, item_id: str | None = No
     return Interaction(
         item_id=item_id or f"i{n}", event_type="click", reward=reward, at_unix_ms=1_000 * n, client_id=f"c{n}"
     )
+
+
+def _shown(n: int, *, item_id: str | None = None, event_id: str | None = None) -> Impression:
+    return Impression(item_id=item_id or f"i{n}", event_id=event_id or f"e{n}", shown_at_unix_ms=1_000 * n)
 
 
 async def test_an_unknown_user_is_nobody(adapters: Adapters) -> None:
@@ -107,11 +111,45 @@ async def test_erase_leaves_nothing_and_touches_nobody_else(adapters: Adapters) 
     for user_id in ("u", "other"):
         await users.put_profiles({user_id: PROFILE})
         await users.add_interactions(user_id, [_interaction(1)])
+        await users.add_impressions({user_id: [_shown(1)]})
     other = await users.fetch("other")
     await users.erase("u")
     await users.erase("never there")
     assert await users.fetch("u") == NOBODY
     assert await users.fetch("other") == other != NOBODY
+
+
+async def test_impressions_come_back_oldest_first_and_once(adapters: Adapters) -> None:
+    users = adapters.user_states(CONFIG)
+    slate = [_shown(3, item_id="b", event_id="e3"), _shown(3, item_id="a", event_id="e3")]
+    await users.add_impressions({"u": [*slate, _shown(1)], "other": [_shown(9)], "nobody": []})
+    await users.add_impressions({"u": slate})
+    assert (await users.fetch("u")).impressions == (_shown(1), slate[1], slate[0])
+    assert (await users.fetch("other")).impressions == (_shown(9),)
+    assert await users.fetch("nobody") == NOBODY
+
+
+async def test_only_the_newest_impressions_are_kept_however_late_old_ones_come(adapters: Adapters) -> None:
+    users = adapters.user_states(StoreConfig(impressions_limit=3))
+    await users.add_impressions({"u": [_shown(n) for n in range(1, 8)]})
+    await users.add_impressions({"u": [_shown(2)]})
+    assert (await users.fetch("u")).impressions == (_shown(5), _shown(6), _shown(7))
+
+
+async def test_an_item_shown_by_two_decisions_is_two_impressions(adapters: Adapters) -> None:
+    users = adapters.user_states(CONFIG)
+    twice = [_shown(1, item_id="a", event_id="e1"), _shown(1, item_id="a", event_id="e2 | \0 ü")]
+    await users.add_impressions({"u": twice})
+    assert (await users.fetch("u")).impressions == tuple(twice)
+
+
+async def test_impressions_expire_by_themselves(adapters: Adapters) -> None:
+    users = adapters.user_states(StoreConfig(impressions_ttl_s=1, user_state_ttl_s=600))
+    await users.add_impressions({"u": [_shown(1)]})
+    await users.add_interactions("u", [_interaction(1)])
+    await adapters.pass_ms(1_300)
+    state = await users.fetch("u")
+    assert (len(state.recent), state.impressions) == (1, ())
 
 
 @pytest.mark.parametrize("user_id", ["}", "{u:x}", "a}:recent", "a b\n", "ünïcödé 用户 🎬", "*", "x" * 1_000])
@@ -130,6 +168,7 @@ async def test_every_call_to_a_store_that_is_away_raises_store_unavailable(nowhe
     calls = [
         lambda: users.fetch("u"),
         lambda: users.add_interactions("u", [_interaction(1)]),
+        lambda: users.add_impressions({"u": [_shown(1)]}),
         lambda: users.put_profiles({"u": PROFILE}),
         lambda: users.erase("u"),
     ]
