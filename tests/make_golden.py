@@ -46,6 +46,10 @@ def _floats(*values: float) -> bytes:
     return np.array(values, dtype="<f4").tobytes()
 
 
+def _doubles(*values: float) -> bytes:
+    return np.array(values, dtype="<f8").tobytes()
+
+
 def _positions(*values: int) -> bytes:
     return np.array(values, dtype="<u4").tobytes()
 
@@ -114,6 +118,16 @@ DECISION = Decision(
 
 VALUES: dict[str, Stored] = {
     "decision": DECISION,
+    "decision_reads": msgspec.structs.replace(
+        DECISION,
+        versions=msgspec.structs.replace(
+            DECISION.versions, item_stats="1795382944901-0", item_stats_as_of="1795382944890-0-3"
+        ),
+        recent_at_unix_ms=[_AT - 9_000, _AT - 4_000],
+        impression_ids=["01KAT5N1AA", "01KAT5N1ZZ"],
+        profile_digest="9a8b7c6d",
+        inputs_digest="0011223344556677",
+    ),
     "event": Event(
         accepted_at_unix_ms=_AT,
         client_id="c-77",
@@ -147,6 +161,17 @@ VALUES: dict[str, Stored] = {
     "item_stats": ItemStats(
         at_unix_ms=_AT, item_ids=["m1", "m2"], n_impressions=_floats(12.5, 3.0), n_rewards=_floats(1.25, 0.0)
     ),
+    "item_stats_whole": ItemStats(
+        at_unix_ms=_AT,
+        item_ids=["m1", "m2"],
+        n_impressions=_doubles(12.5, 3.0),
+        n_rewards=_doubles(1.25, -0.5),
+        n_clicks=_doubles(2.0, 0.0),
+        counted_at=np.array([_AT, _AT - 1], dtype="<i8").tobytes(),
+        epoch=3,
+        as_of="1795382944890-0-3",
+        is_whole=True,
+    ),
     "weight_delta": WeightDelta(
         epoch=3,
         base_version=1833,
@@ -156,6 +181,9 @@ VALUES: dict[str, Stored] = {
     ),
     "config_override": ConfigOverride(key="surfaces.home.exploration.rate", value=0.2, author="ops", at_unix_ms=_AT),
     "decision_summary": DecisionSummary(digest="ab12", surface="home", user_id="ml-7", item_ids=["m1"]),
+    "decision_summary_at": DecisionSummary(
+        digest="ab12", surface="home", user_id="ml-7", item_ids=["m1"], decided_at_unix_ms=_AT
+    ),
     "user_profile": UserProfile(
         birth_date="1974-01-01", country="US", attributes={"occupation": "writer", "langs": ["de", "en"], "age": 52.0}
     ),
@@ -180,6 +208,19 @@ VALUES: dict[str, Stored] = {
         n_learned=60,
         loss_sum=12.75,
         counters={"decision": 12, "slot_reward": 5},
+    ),
+    "checkpoint_counting": Checkpoint(
+        epoch=3,
+        model_version=1834,
+        schema_version="5f4e3d2c1b0a",
+        positions={"0": "1795382944962-3"},
+        oldest_open={"0": ""},
+        workspace=b"",
+        n_learned=0,
+        loss_sum=0.0,
+        counters={},
+        waiting={"0": ["1795382944961-0"]},
+        item_stats=b"\x81",
     ),
     "outcome": Outcome(
         event_id="01KAT5N2M2", slot=0, item_id="m1", reward=0.3125, kind="reward", at_unix_ms=_AT, delay_ms=2_020

@@ -88,3 +88,13 @@ async def test_every_call_to_a_store_that_is_away_raises_store_unavailable(nowhe
         await log.append("items", [b"a"])
     with pytest.raises(StoreUnavailable):
         await log.read({"items": "0-0"}, count=1, block_ms=0)
+
+
+async def test_trimming_drops_what_is_before_an_id_and_readers_go_on_after_it(adapters: Adapters) -> None:
+    log = adapters.change_log()
+    ids = await log.append("hone:itemstats", [b"1", b"2", b"3"])
+    assert await log.trim("hone:itemstats", ids[2]) == 2
+    assert await log.trim("nothing", "9-0") == 0
+    for after in ("0-0", ids[0], ids[1]):
+        found = await log.read({"hone:itemstats": after}, count=10, block_ms=0)
+        assert [entry.payload for entry in found] == [b"3"]

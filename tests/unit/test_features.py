@@ -37,6 +37,13 @@ def _feature(**changes: Any) -> Feature:
         ({"kind": "numeric", "edges": EDGES}, -1.0, {"f=1": 1.0}),
         ({"kind": "numeric", "edges": EDGES}, 2.5, {"f=4": 1.0}),
         ({"kind": "numeric", "edges": EDGES}, 10**400, {"f=4": 1.0}),
+        ({"kind": "counter"}, 0, {"f=0": 1.0}),
+        ({"kind": "counter"}, 3.9, {"f=2": 1.0}),
+        ({"kind": "counter", "limit": 3}, 1e9, {"f=3": 1.0}),
+        ({"kind": "counter", "edges": [10.0]}, 12, {"f=1": 1.0}),
+        ({"kind": "recency", "first_edge": 60.0, "factor": 4.0}, 59.9, {"f=0": 1.0}),
+        ({"kind": "recency", "first_edge": 60.0, "factor": 4.0}, 240.0, {"f=2": 1.0}),
+        ({"default": "none"}, "tv", {"f=tv": 1.0}),
     ],
 )
 def test_each_kind_names_its_values(declared: dict[str, Any], value: object, named: dict[str, float]) -> None:
@@ -84,6 +91,8 @@ def test_a_schema_names_one_namespace_of_a_record() -> None:
     [
         ({"features": [_feature(), _feature(source="other")]}, "declared twice"),
         ({"features": [_feature(kind="numeric", edges=[1.0, 0.0])]}, "ascending"),
+        ({"half_life_s": 0.0}, "half_life_s must be positive"),
+        ({"session_gap_s": math.inf}, "session_gap_s must be positive"),
         ({"interactions": [("item", "user")]}, "an interaction joins"),
         ({"interactions": [("position", "item")]}, "an interaction joins"),
         ({"interactions": [("user", "item"), ("context", "item"), ("user", "item")]}, "must not repeat"),
@@ -104,13 +113,73 @@ def test_the_version_changes_with_every_declaration_and_with_nothing_else() -> N
         {"kind": "numeric", "edges": [1.0]},
         {"scale": 2.0},
         {"limit": 3},
+        {"kind": "counter"},
+        {"kind": "counter", "factor": 3.0},
+        {"kind": "counter", "first_edge": 3.0},
+        {"kind": "recency"},
+        {"kind": "recency", "window_s": 60.0},
+        {"kind": "ratio", "per": "n", "prior": (1.0, 2.0)},
+        {"kind": "ratio", "per": "n", "prior": (1.0, 3.0)},
+        {"kind": "ratio", "per": "m", "prior": (1.0, 2.0)},
+        {"default": "x"},
+        {"ttl_s": 60.0},
     ]
     schemas = [FeatureSchema(features=[_feature(**change)]) for change in changes]
     schemas.append(FeatureSchema(features=[_feature()], interactions=[("user", "item")]))
     schemas.append(FeatureSchema(features=[_feature(), _feature(name="g")]))
+    schemas.append(FeatureSchema(features=[_feature()], half_life_s=1.0))
+    schemas.append(FeatureSchema(features=[_feature()], impressions_window_s=1.0))
+    schemas.append(FeatureSchema(features=[_feature()], session_gap_s=1.0))
     schemas.append(FeatureSchema(features=[_feature(name="g"), _feature()]))
     assert len({schema.version for schema in schemas}) == len(schemas)
     assert FeatureSchema(features=[_feature()]).version == schemas[0].version
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"kind": "ratio"},
+        {"kind": "ratio", "per": "n"},
+        {"kind": "ratio", "per": "n", "prior": (2.0, 1.0)},
+        {"per": "n"},
+        {"prior": (1.0, 2.0)},
+        {"kind": "counter", "factor": 1.0},
+        {"kind": "recency", "first_edge": 0.0},
+        {"kind": "numeric", "window_s": 1.0},
+        {"kind": "recency", "window_s": 0.0},
+        {"ttl_s": -1.0},
+        {"kind": "multi", "default": "x"},
+        {"kind": "numeric", "default": "x"},
+        {"kind": "counter", "default": math.inf, "edges": []},
+    ],
+)
+def test_attributes_that_do_not_fit_the_kind_are_refused_by_name(declared: dict[str, Any]) -> None:
+    if declared.get("default") == math.inf:
+        assert _feature(**declared).encode(math.inf) == {"f=8": 1.0}
+        return
+    with pytest.raises(ValueError, match="feature 'f'"):
+        _feature(**declared)
+
+
+def test_a_ratio_starts_at_its_prior_and_needs_both_counts() -> None:
+    ratio = _feature(kind="ratio", per="n", prior=(1.0, 20.0), scale=10.0)
+    schema = FeatureSchema(features=[ratio])
+    assert schema.named("context", {"s": 0.0, "n": 0.0}) == {"f": 0.5}
+    assert schema.named("context", {"s": 9.0, "n": 30.0}) == {"f": 2.0}
+    assert schema.named("context", {"s": 9.0}) == schema.named("context", {"n": 9.0}) == {}
+    assert schema.sources("context") == {"s", "n"}
+
+
+def test_what_lies_beyond_the_window_is_missing_and_what_is_missing_takes_the_default() -> None:
+    schema = FeatureSchema(
+        features=[
+            _feature(name="plain", kind="recency", window_s=100.0, limit=3),
+            _feature(name="filled", kind="recency", window_s=100.0, limit=3, default=1e6),
+            _feature(name="device", source="device", default="none"),
+        ]
+    )
+    assert schema.named("context", {"s": 100.0}) == {"plain=3": 1.0, "filled=3": 1.0, "device=none": 1.0}
+    assert schema.named("context", {"s": 100.5, "device": "tv"}) == {"filled=3": 1.0, "device=tv": 1.0}
 
 
 # --- whole columns ---------------------------------------------------------------------------------------------------
@@ -140,6 +209,29 @@ def test_columns_encode_as_records_one_by_one(
             Feature(name="odd", namespace="dynamic", source="odd_edge", kind="numeric", edges=[0.1, 0.7]),
             Feature(name="source", namespace="dynamic", source="source"),
             Feature(name="again", namespace="dynamic", source="source"),
+            Feature(name="filled", namespace="dynamic", source="source", default="none"),
+            Feature(name="count", namespace="dynamic", source="raw", kind="counter", first_edge=0.1, limit=5),
+            Feature(name="ago", namespace="dynamic", source="bucketed", kind="recency", window_s=2.5, default=7.5),
+            Feature(name="never", namespace="dynamic", source="raw", kind="recency", window_s=0.1, edges=[0.0, 0.1]),
+            Feature(name="zero", namespace="dynamic", source="odd_edge", kind="numeric", default=0.0),
+            Feature(
+                name="rate",
+                namespace="dynamic",
+                source="raw",
+                kind="ratio",
+                per="bucketed",
+                prior=(1.0, 1e7),
+                default=0.25,
+            ),
+            Feature(
+                name="step",
+                namespace="dynamic",
+                source="raw",
+                kind="ratio",
+                per="odd_edge",
+                prior=(1.0, 1e7),
+                edges=[-0.01, 1e-7, 0.01],
+            ),
         ]
     )
     vocabulary = sorted({row[3] for row in values})
