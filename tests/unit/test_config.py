@@ -155,3 +155,27 @@ def test_the_version_changes_with_what_decides_a_slate_and_with_nothing_else(tmp
 
 def test_the_default_file_reads_the_same_by_path_and_without_one() -> None:
     assert load_config(DEFAULT_PATH) == load_config()
+
+
+FEATURE = '[features]\nfeatures = [{ namespace = "%s", name = "f", source = "%s", kind = "recency", %s }]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (FEATURE % ("dynamic", "last_shown_s", "window_s = 86401"), r"'last_shown_s' for 86401 s, the store keeps"),
+        (FEATURE % ("user", "since_last_s", "ttl_s = 90000"), r"'since_last_s' for 90000 s"),
+        ("[features]\nimpressions_window_s = 90000", r"store.impressions_ttl_s keeps them for 86400 s"),
+        ("[features]\nsession_gap_s = 90000", r"session_gap_s must not exceed"),
+        ("[features]\nhalf_life_s = 0", r"half_life_s must be positive"),
+        (FEATURE % ("user", "since_last_s", "window_s = -1"), r"feature 'f': window_s"),
+    ],
+)
+def test_features_must_not_need_what_the_store_forgets(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        _load(tmp_path, text + "\n" + MINIMAL)
+
+
+def test_a_feature_may_need_what_the_store_is_told_to_keep(tmp_path: Path) -> None:
+    text = FEATURE % ("dynamic", "last_shown_s", "window_s = 90000")
+    assert _load(tmp_path, f"{text}\n[store]\nimpressions_ttl_s = 90000\n{MINIMAL}").features.features

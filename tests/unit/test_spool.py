@@ -472,3 +472,18 @@ async def test_what_a_killed_process_took_is_adopted_whole(folder_of_the_killed:
     await _shipped(spool)
     assert await journal.payloads() == [b"%d" % n for n in range(100)]
     await spool.close()
+
+
+async def test_who_wants_to_know_is_told_of_each_decision_that_came_first_and_of_no_other(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    async def tell(entries: Sequence[SpoolEntry]) -> None:
+        told.extend(entry.event_id for entry in entries)
+
+    spool = Spool(tmp_path, FlakyJournal(), Metrics(), on_shipped=tell)
+    spool.start()
+    for entry in (_decision("a"), _event("x"), _decision("b"), _decision("a", b"another")):
+        spool.append(entry)
+    await until(lambda: not spool.n_waiting)
+    await spool.close()
+    assert told == ["a", "b"]
