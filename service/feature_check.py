@@ -27,7 +27,7 @@ from service.feedback import interaction_of
 from service.impressions import newest_impressions
 from service.item_history import ItemHistory
 from service.item_statistics import STATISTICS_COLUMNS
-from service.learn import LearnedDecision, learned_decision
+from service.learned import LearnedDecision, learned_decision
 from service.messages import Decision, Impression, Interaction, UserProfile, encode
 from service.offline_features import OfflineStore, Statistics
 from service.ports import UserState

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from service.adapters.parquet_archive import archived_position
 from service.adapters.redis_store import RedisChangeLog, RedisModelStore, RedisUserStates, connect
 from service.config import Config
+from service.count_items import counting_model
 from service.errors import NotFound
 from service.feature_check import CheckReport, FeatureChecker
 from service.feedback import interaction_of
@@ -95,7 +96,9 @@ async def materialise_statistics(config: Config, store: OfflineStore, models: Mo
     Raises:
         NotFound: there is no checkpoint, or the archive has not reached it.
     """
-    model = min(config.models)
+    model = counting_model(config)
+    if model is None:
+        raise NotFound("no model that ranks is declared")
     epoch = await models.take_epoch(model)
     stored = await models.load_checkpoint(model)
     if stored is None:

@@ -19,6 +19,7 @@ from service.errors import StoreUnavailable
 from service.feedback import interaction_of
 from service.impressions import impressions_of
 from service.journal_reader import JournalReader, entry_id_of, just_before, position_of
+from service.learned import LearnedDecision
 from service.messages import (
     Checkpoint,
     ConfigChange,
@@ -44,29 +45,6 @@ _PLACED = frozenset({"sponsored", "pinned"})
 _log = structlog.get_logger("hone.learn")
 
 
-class LearnedSlot(msgspec.Struct, frozen=True):
-    """What learning reads of a slot record; the fields mean what they mean there."""
-
-    item_id: str
-    propensity: float
-    reason: str
-    features: dict[str, dict[str, float]]
-
-
-class LearnedDecision(msgspec.Struct, frozen=True, tag_field="type", tag="decision"):
-    """What learning reads of a decision; skipping the candidate list makes decoding several times faster."""
-
-    event_id: str
-    decided_at_unix_ms: int
-    surface: str
-    model: str
-    user_id: str | None
-    user_key: str
-    features: dict[str, dict[str, float]]
-    slots: list[LearnedSlot]
-    degraded: list[str]
-
-
 class Learning(Protocol):
     """What every kind of learner has."""
 
@@ -75,14 +53,6 @@ class Learning(Protocol):
 
     def serialize(self) -> bytes:
         """Return the whole learner."""
-
-
-_decoder = msgspec.msgpack.Decoder(LearnedDecision)
-
-
-def learned_decision(payload: bytes) -> LearnedDecision:
-    """Return what learning reads of an encoded decision."""
-    return _decoder.decode(payload)
 
 
 L = TypeVar("L", bound=Learning)

@@ -13,7 +13,8 @@ from bandit.explorer import Explorer, ExplorerSpec
 from bandit.joining import Joined, Position
 from service.config import Config, SurfaceConfig, explorer_of
 from service.decision_record import unpack_shortlisted
-from service.learn import LearnedDecision, LearnedSlot, ModelLoop
+from service.learn import ModelLoop
+from service.learned import LearnedDecision, LearnedSlot
 from service.messages import (
     Checkpoint,
     ConfigChange,

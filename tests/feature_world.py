@@ -87,7 +87,7 @@ def build_config(*, n_partitions: int = 1) -> Config:
     """Return the world's configuration."""
     surface = SurfaceConfig(
         model=MODEL,
-        n_candidates=10,
+        n_candidates=8,
         sources=[SourceConfig(name="popular", quota=5), SourceConfig(name="random", quota=5)],
         seen="keep",
         rules=[SeenDemotion(penalty=0.01)],
@@ -229,7 +229,7 @@ class World:
             surface=self.rng.choice(["home", "home", "strip"]),
             user_id=f"u{n}" if n < 40 else None,
             context={"device": self.rng.choice(["tv", "phone"])} if self.rng.random() < 0.7 else {},
-            n=self.rng.choice([1, 2, 3]),
+            n=self.rng.choice([1, 1, 2, 3]),
         )
         answer = await worker.recommender.recommend(request)
         self.n_decided += 1
@@ -354,7 +354,7 @@ class World:
             "salt": SALT,
         }
         return TestWorker(
-            recommender=Recommender(items=items, models=served, **shared),
+            recommender=Recommender(items=items, models=served, explorers={}, **shared),
             feedback=Feedback(**shared),
             follower=Follower(
                 log=self.ports.log, models=self.ports.models, items=items, served=served, metrics=metrics

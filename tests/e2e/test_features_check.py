@@ -41,7 +41,7 @@ async def run_users(url: str, rng: random.Random) -> list[dict[str, Any]]:
         async with session.post(f"{url}/v1/recommend", json=request) as response:
             assert response.status == 200
             slate = await response.json()
-        slates.append(slate)
+        slates.append({**slate, "user": user})
         item = rng.choice(slate["items"])
         event = {
             "id": f"c{rng.getrandbits(50)}",
@@ -96,7 +96,9 @@ def test_what_a_real_stack_served_is_what_its_archive_says(stack: Stack) -> None
     asyncio.run(move(stack.url, "ml-3"))
     code, report = check(stack)
     assert (code, report["n_mismatches"]) == (0, 0)
-    assert report["n_profiles_changed"] == 3 * N_ROUNDS
+    # A state that was not read in time was read as empty, and that is what it is compared with.
+    read = [slate for slate in slates if slate["user"] == 3 and "features" not in slate["degraded"]]
+    assert report["n_profiles_changed"] == len(read) > 0
 
 
 async def move(url: str, user_id: str) -> None:
