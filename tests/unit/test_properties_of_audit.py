@@ -46,9 +46,7 @@ def _decide(
             "available_at_unix_ms": NOW_MS - rng.integers(0, 10**9, size=n),
         },
     )
-    ranked = Ranked(
-        actions=actions, described={}, sources=np.zeros(n, dtype=np.uint8), source_names=["als"], affinity=affinity
-    )
+    ranked = Ranked(actions=actions, described={}, sources=np.zeros(n, dtype=np.uint8), source_names=["als"])
     exploration = exploration or Epsilon(rate=0.4, shortlist=3)
     walk = SlateWalk(
         actions=actions, exploration=exploration, rules=rules, now_ms=NOW_MS, n_slots=4, discovery_positions=(1,)
