@@ -12,6 +12,7 @@ import structlog
 from service.errors import StoreUnavailable
 from service.item_statistics import ITEM_STATS_STREAM
 from service.items_view import ITEMS_STREAM, ItemsView
+from service.journal_reader import entry_order
 from service.messages import ModelSnapshot, WeightDelta, item_change_decoder, item_stats_decoder
 from service.metrics import Metrics
 from service.ports import ChangeLog, Entry, ModelStore
@@ -84,7 +85,7 @@ class Follower:
     async def apply_own(self, entry_id: str) -> None:
         """Return once the items stream was applied up to an entry, so that the writer's own worker shows it at once."""
         async with self._applied:
-            await self._applied.wait_for(lambda: _order(self._items.position) >= _order(entry_id))
+            await self._applied.wait_for(lambda: entry_order(self._items.position) >= entry_order(entry_id))
 
     async def _read(self, *, block_ms: int) -> int:
         entries = await self._log.read(self._after, count=_BATCH, block_ms=block_ms)
@@ -101,7 +102,7 @@ class Follower:
             elif entry.stream == ITEM_STATS_STREAM:
                 self._apply_statistics(entry)
                 self._after[entry.stream] = entry.entry_id
-            elif _order(entry.entry_id) > _order(self._after[entry.stream]):
+            elif entry_order(entry.entry_id) > entry_order(self._after[entry.stream]):
                 if self._served[entry.stream].apply(_delta_decoder.decode(entry.payload)):
                     self._after[entry.stream] = entry.entry_id
                 else:
@@ -137,8 +138,3 @@ class Follower:
         model.load(snapshot)
         self._after[stream] = snapshot.stream_id
         _log.info("follow.snapshot", model=model.name, version=snapshot.version)
-
-
-def _order(entry_id: str) -> tuple[int, int]:
-    ms, _, sequence = entry_id.partition("-")
-    return int(ms), int(sequence or 0)

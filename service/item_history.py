@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 
 from retrieval.items import Item
+from service.journal_reader import entry_order
 from service.messages import ItemChange, ItemUpsert
 
 
@@ -18,15 +19,10 @@ class ItemHistory:
     def add(self, entry_id: str, change: ItemChange) -> None:
         """Remember a change as of its position."""
         item_id = change.item.id if isinstance(change, ItemUpsert) else change.item_id
-        self._positions.setdefault(item_id, []).append(_order(entry_id))
+        self._positions.setdefault(item_id, []).append(entry_order(entry_id))
         self._versions.setdefault(item_id, []).append(change.item if isinstance(change, ItemUpsert) else None)
 
     def item(self, item_id: str, position: str) -> Item | None:
         """Return an item as of a position, None where there was none."""
-        index = bisect_right(self._positions.get(item_id, []), _order(position))
+        index = bisect_right(self._positions.get(item_id, []), entry_order(position))
         return self._versions[item_id][index - 1] if index else None
-
-
-def _order(entry_id: str) -> tuple[int, int]:
-    ms, _, sequence = entry_id.partition("-")
-    return int(ms), int(sequence)

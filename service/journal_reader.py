@@ -13,8 +13,14 @@ START = "0-0"
 
 def position_of(partition: int, entry_id: str) -> Position:
     """Return the place of an entry in the merged order: (ms, partition, sequence)."""
+    ms, sequence = entry_order(entry_id)
+    return ms, partition, sequence
+
+
+def entry_order(entry_id: str) -> tuple[int, int]:
+    """Return what entry ids of one stream are ordered by: (ms, sequence)."""
     ms, _, sequence = entry_id.partition("-")
-    return int(ms), partition, int(sequence)
+    return int(ms), int(sequence)
 
 
 def entry_id_of(position: Position) -> str:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from service.decision_record import explore_rate_of
+from service.journal_reader import entry_order
 from service.messages import Decision, Event, Heartbeat, JournalEntry
 
 _START = "0-0"
@@ -86,8 +87,8 @@ class ParquetArchive:
         """
         if partition in self._failed:
             self._remove_leftovers(f"p{partition}-")
-        archived = _order(self.position(partition))
-        entries = [(journal_id, entry) for journal_id, entry in entries if _order(journal_id) > archived]
+        archived = entry_order(self.position(partition))
+        entries = [(journal_id, entry) for journal_id, entry in entries if entry_order(journal_id) > archived]
         if not entries:
             return
         self._failed.add(partition)
@@ -124,7 +125,7 @@ class ParquetArchive:
             leftover.unlink()
         for path in self._folder.rglob(f"{prefix}*.parquet"):
             partition, first = _file_range(path)
-            if _order(first) > _order(self.position(partition)):
+            if entry_order(first) > entry_order(self.position(partition)):
                 path.unlink()
 
     def _move_position(self, partition: int, journal_id: str) -> None:
@@ -189,11 +190,6 @@ def _hour(journal_id: str) -> str:
 def _file_range(path: Path) -> tuple[int, str]:
     partition, ms, sequence, *_ = path.stem.split("-")
     return int(partition[1:]), f"{ms}-{sequence}"
-
-
-def _order(journal_id: str) -> tuple[int, int]:
-    ms, _, sequence = journal_id.partition("-")
-    return int(ms), int(sequence)
 
 
 def _sync_folder(folder: Path) -> None:
