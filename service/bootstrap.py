@@ -167,7 +167,10 @@ def build_worker(config: Config) -> Worker:
             salt=salt,
         ),
         writer=CatalogueWriter(
-            schema=config.features, log=RedisChangeLog(writes), users=RedisUserStates(writes, config.store)
+            schema=config.features,
+            log=RedisChangeLog(writes),
+            users=RedisUserStates(writes, config.store),
+            clock=wall_clock_ms,
         ),
         follower=Follower(
             log=RedisChangeLog(reads),

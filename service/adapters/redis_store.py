@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import msgspec
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
@@ -45,6 +46,17 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED')
 redis.call('SET', KEYS[2], ARGV[2])
 redis.call('XTRIM', KEYS[3], 'MINID', ARGV[3])
 return 'OK'
+"""
+
+# Add members that are newer than the user's erasure, and keep the newest.
+# KEYS: sorted set, erasure. ARGV: limit, ttl s, then score and member by turns.
+_ADD_NEWER = """
+local erased = tonumber(redis.call('GET', KEYS[2]) or '-inf')
+for i = 3, #ARGV, 2 do
+    if tonumber(ARGV[i]) > erased then redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i + 1]) end
+end
+redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -ARGV[1] - 1)
+redis.call('EXPIRE', KEYS[1], ARGV[2])
 """
 
 _profile_decoder = msgspec.msgpack.Decoder(UserProfile)
@@ -195,18 +207,13 @@ class RedisUserStates:
 
     async def add_interactions(self, user_id: str, interactions: Sequence[Interaction]) -> None:
         """Add members and drop the oldest beyond the limits, in one round trip."""
-        config, prefix = self._config, _user_prefix(user_id)
+        config = self._config
+        recent = {encode(i): i.at_unix_ms for i in interactions}
+        consumed = {i.item_id.encode(): i.at_unix_ms for i in interactions if (i.reward or 0.0) > 0.0}
         async with _store_errors():
             pipeline = self._client.pipeline(transaction=False)
-            recent: dict[Any, Any] = {encode(i): i.at_unix_ms for i in interactions}
-            pipeline.zadd(f"{prefix}recent", recent)
-            pipeline.zremrangebyrank(f"{prefix}recent", 0, -config.recent_limit - 1)
-            pipeline.expire(f"{prefix}recent", config.user_state_ttl_s)
-            consumed: dict[Any, Any] = {i.item_id: i.at_unix_ms for i in interactions if (i.reward or 0.0) > 0.0}
-            if consumed:
-                pipeline.zadd(f"{prefix}consumed", consumed)
-                pipeline.zremrangebyrank(f"{prefix}consumed", 0, -config.consumed_limit - 1)
-                pipeline.expire(f"{prefix}consumed", config.consumed_ttl_s)
+            _add_newer(pipeline, user_id, "recent", recent, config.recent_limit, config.user_state_ttl_s)
+            _add_newer(pipeline, user_id, "consumed", consumed, config.consumed_limit, config.consumed_ttl_s)
             await pipeline.execute()
 
     async def add_impressions(self, impressions: Mapping[str, Sequence[Impression]]) -> None:
@@ -215,12 +222,10 @@ class RedisUserStates:
         async with _store_errors():
             pipeline = self._client.pipeline(transaction=False)
             for user_id, shown in impressions.items():
-                if shown:
-                    key = f"{_user_prefix(user_id)}impressions"
-                    members: dict[Any, Any] = {impression_member(i): i.shown_at_unix_ms for i in shown}
-                    pipeline.zadd(key, members)
-                    pipeline.zremrangebyrank(key, 0, -config.impressions_limit - 1)
-                    pipeline.expire(key, config.impressions_ttl_s)
+                members = {impression_member(i): i.shown_at_unix_ms for i in shown}
+                _add_newer(
+                    pipeline, user_id, "impressions", members, config.impressions_limit, config.impressions_ttl_s
+                )
             await pipeline.execute()
 
     async def put_profiles(self, profiles: Mapping[str, UserProfile]) -> None:
@@ -231,12 +236,15 @@ class RedisUserStates:
                 pipeline.set(f"{_user_prefix(user_id)}profile", encode(profile))
             await pipeline.execute()
 
-    async def erase(self, user_id: str) -> None:
-        """Delete the user's keys."""
-        prefix = _user_prefix(user_id)
+    async def erase(self, user_id: str, *, at_unix_ms: int) -> None:
+        """Delete the user's keys and note when, in one transaction."""
+        config, prefix = self._config, _user_prefix(user_id)
+        longest_s = max(config.user_state_ttl_s, config.consumed_ttl_s, config.impressions_ttl_s)
         async with _store_errors():
-            names = ("profile", "recent", "consumed", "impressions")
-            await self._client.delete(*(f"{prefix}{name}" for name in names))
+            pipeline = self._client.pipeline(transaction=True)
+            pipeline.delete(*(f"{prefix}{name}" for name in ("profile", "recent", "consumed", "impressions")))
+            pipeline.set(f"{prefix}erased", at_unix_ms, ex=longest_s)
+            await pipeline.execute()
 
 
 class RedisModelStore:
@@ -307,6 +315,15 @@ def _journal_key(partition: int) -> str:
 
 def _user_prefix(user_id: str) -> str:
     return f"hone:{{u:{user_id}}}:"
+
+
+def _add_newer(
+    pipeline: Pipeline, user_id: str, name: str, members: Mapping[bytes, int], limit: int, ttl_s: int
+) -> None:
+    if members:
+        prefix = _user_prefix(user_id)
+        scored = [part for member, at_ms in members.items() for part in (str(at_ms), member)]
+        pipeline.eval(_ADD_NEWER, 2, f"{prefix}{name}", f"{prefix}erased", str(limit), str(ttl_s), *scored)
 
 
 def _epoch_key(model: str) -> str:
