@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bandit.policy import WeightTable, score_terms
 from bandit.vw_format import Encoded, encode
-from service.explanation import BoostPart, ExplainedWeights, NamedFeature, ScoreTerm
+from service.explanation import BoostPart, ExplainedWeights, ScoreTerm
 from service.kept_weights import NoWeights
 from service.messages import Decision, SlotRecord
 
@@ -56,7 +56,7 @@ def explain_score(decision: Decision, record: SlotRecord, table: WeightTable) ->
     rows = zip(parts.features, parts.values.tolist(), weights.tolist(), rewards, strict=True)
     terms = [
         ScoreTerm(
-            features=[NamedFeature(namespace=namespace, name=name) for namespace, name in features],
+            features=[f"{namespace}:{name}" for namespace, name in features],
             value=value,
             weight=0.0 - weight,
             contribution=reward,
@@ -74,7 +74,7 @@ def score_in_words(logged: float, score: ExplainedScore | None, boosts: Sequence
         largest = [term for term in score.terms[:_SHOWN] if term.contribution != 0.0]
         others = score.terms[len(largest) :]
         rest = math.fsum(term.contribution for term in others)
-        addends = [f"{term.contribution:+.4f} {name_of(term)}" for term in largest]
+        addends = [f"{term.contribution:+.4f} {' x '.join(term.features) or 'constant'}" for term in largest]
         # The logged score is rounded to float32.
         is_sum = math.isclose(score.total, logged, rel_tol=1e-6, abs_tol=1e-6)
         said += " = " if is_sum else f" was logged; under the weights at hand it is {score.total:+.4f} = "
@@ -82,15 +82,6 @@ def score_in_words(logged: float, score: ExplainedScore | None, boosts: Sequence
     if boosts:
         said += f". Boosts: {', '.join(f'{part.boost:+.4f} {part.name}' for part in boosts)}"
     return f"{said}."
-
-
-def name_of(term: ScoreTerm) -> str:
-    """Return the name of a term: `constant`, a feature, or two.
-
-    >>> name_of(ScoreTerm(features=[], value=1.0, weight=0.5, contribution=0.5))
-    'constant'
-    """
-    return " x ".join(f"{f.namespace}:{f.name}" for f in term.features) or "constant"
 
 
 def _encoded(named: Mapping[str, Mapping[str, float]]) -> dict[str, Encoded]:

@@ -9,24 +9,17 @@ from bandit.rules import Rule
 from service.messages import Versions
 
 
-class NamedFeature(msgspec.Struct, frozen=True, kw_only=True):
-    """One feature as it was served."""
-
-    namespace: str
-    name: str
-
-
 class ScoreTerm(msgspec.Struct, frozen=True, kw_only=True):
     """One addend of a score.
 
     Attributes:
-        features: None for the constant, one, or the two of an interaction.
+        features: `namespace:name` of none for the constant, of one feature, or of the two of an interaction.
         value: Of the feature; the product of both for an interaction; 1 for the constant.
         weight: Expected reward for each unit of the value.
         contribution: Weight times value.
     """
 
-    features: list[NamedFeature]
+    features: list[str]
     value: float
     weight: float
     contribution: float
