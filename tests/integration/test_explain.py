@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import uuid
@@ -93,8 +92,6 @@ def _restart_learner(stack: Stack, api: Api) -> None:
 
 def _check_command(stack: Stack, decision: dict[str, Any]) -> None:
     command = [sys.executable, "-m", "service", "explain", decision["event_id"]]
-    as_json = subprocess.run([*command, "--json"], env=dict(stack.environment), check=True, capture_output=True)
-    _check_exact(decision, json.loads(as_json.stdout))
     said = subprocess.run(command, env=dict(stack.environment), check=True, capture_output=True, text=True).stdout
     for item in decision["items"]:
         assert f"{item['item_id']} was drawn with probability {item['propensity']:.6f}" in said
