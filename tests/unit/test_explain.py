@@ -106,33 +106,33 @@ def test_the_runner_up_is_the_best_other_item_with_its_own_propensity() -> None:
     assert n_alone > 10
 
 
-def _two_limits(gave_way: str) -> Decision:
-    """Candidates of one creator in two rules on that column: the second slot relaxes one of them, or both."""
-    decision = next(d for d in SIMULATED if len(d.candidates.ids) >= 6 and len(d.slots) >= 3)
-    n = len(decision.candidates.ids)
-    columns = {"creator": ("<i4", np.zeros(n, dtype="<i4").tobytes())}
-    rules = {
-        "last": [MaxPer(column="creator", limit=2, window=9), MaxPer(column="creator", limit=1, window=2)],
-        "both": [MaxPer(column="creator", limit=1, window=9), MaxPer(column="creator", limit=1, window=2)],
-    }
-    candidates = msgspec.structs.replace(decision.candidates, columns=columns)
-    return msgspec.structs.replace(
-        decision, candidates=candidates, rules=rules[gave_way], discovery_positions=[], slots=decision.slots[:2]
+@pytest.mark.parametrize("n_of_last", [2, 1])
+def test_of_two_rules_on_one_column_only_the_one_that_stood_removed_something(n_of_last: int) -> None:
+    """Six items of creators 0 and 1; after 0, 0, 1 the first rule forbids 0 and the second forbids 1."""
+    creators = np.array([0, 0, 0, 1, 1, 1], dtype="<i4")
+    candidates = msgspec.structs.replace(
+        DECISION.candidates,
+        ids=[f"m{n}" for n in range(6)],
+        scores=np.zeros(6, dtype="<f4").tobytes(),
+        columns={"creator": ("<i4", creators.tobytes())},
     )
-
-
-@pytest.mark.parametrize("gave_way", ["last", "both"])
-def test_a_rule_that_gave_way_removed_nothing(gave_way: str) -> None:
-    decision = _two_limits(gave_way)
+    first, second = MaxPer(column="creator", limit=2, window=9), MaxPer(column="creator", limit=1, window=2)
+    strict = MaxPer(column="creator", limit=1, window=9)
+    declared = [first, second] if n_of_last == 1 else [strict, second]
+    decision = msgspec.structs.replace(
+        DECISION, candidates=candidates, rules=declared, discovery_positions=[], n_requested=6
+    )
     walk = walk_of(decision)
     rules = RuleWalks(decision, walk.actions)
-    for record in decision.slots[:1]:
-        walk.place(record.action)
-        rules.place(record.action)
+    for action in (0, 1, 3):
+        walk.place(action)
+        rules.place(action)
     here = walk.pmf()
     assert here is not None
-    assert here.gave_way == ("max_per:creator",) * {"last": 1, "both": 2}[gave_way]
-    assert not any(mask.any() for _, mask in rules.masks(here))
+    assert here.gave_way == ("max_per:creator",) * n_of_last
+    kept_out = {name.rule: np.flatnonzero(mask).tolist() for name, mask in rules.masks(here) if mask.any()}
+    # The strict rule forbids everything that is left, and gives way as well.
+    assert kept_out == ({0: [2]} if n_of_last == 1 else {})
 
 
 def _scored() -> tuple[Decision, WeightTable]:
