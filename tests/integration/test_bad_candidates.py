@@ -21,6 +21,7 @@ from service.config import Config, ModelConfig, StoreConfig, SurfaceConfig
 from service.errors import InvalidRequest
 from service.explain import find_decision
 from service.items_view import ItemsView
+from service.live_config import LiveConfig
 from service.messages import Decision, ItemUpsert, journal_decoder
 from service.metrics import Metrics
 from service.recommend import Recommender
@@ -220,7 +221,7 @@ def numbers() -> Iterator[tuple[Recommender, Spool]]:
     model._table.weights[:] = 1_000.0
     yield (
         Recommender(
-            config=config,
+            live=LiveConfig(config),
             items=items,
             models={"m": model},
             explorers={},
