@@ -22,6 +22,7 @@ from service.archive import Archiver
 from service.catalogue_writer import CatalogueWriter
 from service.config import Config, explorer_of
 from service.count_items import ItemCounting, counting_model
+from service.explain import Explainer
 from service.feedback import Feedback
 from service.follow import Follower
 from service.impressions import ImpressionWriter
@@ -30,7 +31,7 @@ from service.learn import LearnerLoop
 from service.learn_explorer import ExplorerLoop
 from service.live_config import LiveConfig
 from service.metrics import Metrics
-from service.ports import Journal, UserStates
+from service.ports import UserStates
 from service.recommend import Recommender
 from service.retriever import Retriever
 from service.rule_columns import AttributeColumns, attribute_kinds
@@ -98,9 +99,9 @@ class Worker:
     models: dict[str, ServedModel]
     recommender: Recommender
     feedback: Feedback
+    explainer: Explainer
     writer: CatalogueWriter
     follower: Follower
-    journal: Journal
     users: UserStates
     spool: Spool
     _clients: list[object]
@@ -188,6 +189,7 @@ def build_worker(config: Config) -> Worker:
             clock=wall_clock_ms,
             salt=salt,
         ),
+        explainer=Explainer(config=config, journal=journal, models=RedisModelStore(writes), log=RedisChangeLog(writes)),
         writer=CatalogueWriter(
             schema=config.features,
             log=RedisChangeLog(writes),
@@ -202,7 +204,6 @@ def build_worker(config: Config) -> Worker:
             live=live,
             metrics=metrics,
         ),
-        journal=journal,
         users=users,
         spool=spool,
         _clients=[fast, writes, reads],
