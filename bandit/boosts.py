@@ -131,7 +131,7 @@ class Diversity(
 
 
 class DiversityWalk:
-    """`Diversity` on the candidates of one slate; few sets of tags occur, so likeness is kept by set.
+    """`Diversity` on the candidates of one slate.
 
     Attributes:
         boost: float64 [n], for the next slot.
@@ -139,19 +139,18 @@ class DiversityWalk:
 
     def __init__(self, weight: float, tags: TagArray) -> None:
         self._weight = weight
-        self._patterns, self._codes = np.unique(tags, return_inverse=True)
-        self._n_tags = np.bitwise_count(self._patterns).astype(np.int64)
-        self._likeness = np.zeros(len(self._patterns))
+        self._tags = tags
+        self._n_tags = np.bitwise_count(tags)
+        self._likeness = np.zeros(len(tags))
         self.boost: Float64Array = np.zeros(len(tags))
 
     def place(self, action: int) -> None:
         """Take note of a placed candidate."""
-        code = self._codes[action]
-        shared = np.bitwise_count(self._patterns & self._patterns[code])
-        # |A or B| = |A| + |B| - |A and B|; at least 1, so that no tags are like nothing.
-        either = np.maximum(self._n_tags + (self._n_tags[code] - shared), 1)
-        self._likeness = np.maximum(self._likeness, shared / either)
-        self.boost = (-self._weight * self._likeness)[self._codes]
+        shared = np.bitwise_count(self._tags & self._tags[action])
+        # |A or B| = |A| + |B| - |A and B|; at least 1, so that no tags are like nothing. All are small: uint8.
+        either = np.maximum(self._n_tags + (self._n_tags[action] - shared), 1)
+        np.maximum(self._likeness, shared / either, out=self._likeness)
+        self.boost = self._likeness * -self._weight
 
 
 Boost = Freshness | Prior | SeenDemotion

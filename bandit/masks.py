@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,12 +60,12 @@ class CategoryMask:
 
     def build_mask(self, history: Sequence[int]) -> BoolArray | None:
         """Return bool [n] of what this slot may hold after `history` (candidate positions), None for everything."""
-        counts = Counter(self.codes.item(action) for action in self.rule.recent(history))
+        limit = self.rule.limit
+        codes = [self.codes.item(action) for action in self.rule.recent(history)]
         mask: BoolArray | None = None
-        for code, count in counts.items():
-            if count >= self.rule.limit and code != NO_CODE:
-                others = self.codes != code
-                mask = others if mask is None else mask & others
+        for code in {code for code in codes if code != NO_CODE and codes.count(code) >= limit}:
+            others = self.codes != code
+            mask = others if mask is None else mask & others
         return mask
 
 
@@ -84,15 +83,15 @@ class TagMask:
 
     def build_mask(self, history: Sequence[int]) -> BoolArray | None:
         """Return bool [n] of what this slot may hold after `history` (candidate positions), None for everything."""
-        counts: Counter[int] = Counter()
-        for action in self.rule.recent(history):
-            left = int(self.tags[action])
-            while left:
-                lowest = left & -left
-                counts[lowest] += 1
-                left ^= lowest
-        full = sum(tag for tag, count in counts.items() if count >= self.rule.limit)
-        if not full:
+        recent = self.rule.recent(history)
+        if len(recent) < self.rule.limit:
             return None
-        mask: BoolArray = (self.tags & np.uint64(full)) == 0
-        return mask
+        # The tags that at least 1, 2, ... items have, as bit sets.
+        at_least = [0] * self.rule.limit
+        for action in recent:
+            more = self.tags.item(action)
+            for count, tags in enumerate(at_least):
+                at_least[count], more = tags | more, tags & more
+        if not at_least[-1]:
+            return None
+        return ~(self.tags & np.uint64(at_least[-1])).astype(np.bool_)

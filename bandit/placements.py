@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -35,6 +37,10 @@ class Discovery(
         if not 0.0 <= self.share <= 1.0:
             raise ValueError(f"discovery share must be in [0, 1], got {self.share}")
 
+    def start(self, columns: Columns, positions: Collection[int]) -> PoolMask:
+        """Return the rule at work on one slate with these reserved positions."""
+        return PoolMask(pool=columns[self.column].astype(np.bool_), positions=positions)
+
     def draw_positions(self, n_slots: int, rng: np.random.Generator) -> tuple[tuple[int, ...], float]:
         """Draw the reserved positions, uniform among all sets of their number.
 
@@ -47,6 +53,23 @@ class Discovery(
         number_probability = 1.0 if fraction == 0.0 else (fraction if extra else 1.0 - fraction)
         positions = tuple(sorted(rng.permutation(n_slots)[:count].tolist()))
         return positions, number_probability / math.comb(n_slots, count)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolMask:
+    """`Discovery` on the candidates of one slate.
+
+    Attributes:
+        pool: bool [n].
+        positions: The reserved slots.
+    """
+
+    pool: BoolArray
+    positions: Collection[int]
+
+    def build_mask(self, history: Sequence[int]) -> BoolArray | None:
+        """Return bool [n] of what this slot may hold after `history` (candidate positions), None for everything."""
+        return self.pool if len(history) in self.positions else None
 
 
 class Sponsored(

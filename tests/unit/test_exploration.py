@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bandit.exploration import Epsilon, SlotView, build_pmf, view_slot
+from bandit.exploration import Epsilon
+from bandit.slot import SlotView, build_pmf, view_slot
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=120)
 
