@@ -246,21 +246,21 @@ def softmax(descending: Float64Array, temperature: float | None) -> Float64Array
     if tau <= 0.0:
         return np.full(len(descending), 1.0 / len(descending))
     weights: Float64Array = np.exp((descending - descending[0]) / tau)
-    weights /= weights.sum()
+    weights /= np.add.reduce(weights)
     return weights
 
 
 def _interquartile_range(descending: Float64Array) -> float:
     """Return the range between the linearly interpolated quartiles; np.percentile does the same, 30 times slower."""
+    return _quantile(descending, 0.75) - _quantile(descending, 0.25)
+
+
+def _quantile(descending: Float64Array, share: float) -> float:
     last = len(descending) - 1
-
-    def quantile(share: float) -> float:
-        below, fraction = divmod(share * last, 1.0)
-        low = float(descending[last - int(below)])
-        high = float(descending[last - min(int(below) + 1, last)])
-        return low + (high - low) * fraction
-
-    return quantile(0.75) - quantile(0.25)
+    below, fraction = divmod(share * last, 1.0)
+    low = descending.item(last - int(below))
+    high = descending.item(last - min(int(below) + 1, last))
+    return float(low + (high - low) * fraction)
 
 
 def _check_share(name: str, value: float) -> None:

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from bandit.boosts import DiversityWalk
 from bandit.columns import BoolArray, Columns, Float64Array, Int64Array
 from bandit.exploration import Exploration
-from bandit.masks import CategoryMask, TagMask
-from bandit.placements import PoolMask
+from bandit.masks import CategoryWalk, TagWalk
+from bandit.placements import DiscoveryWalk
 from bandit.rules import Boost, Discovery, Diversity, MaxPer, Placement, Rule
 from bandit.slot import Mixture, SlotView, build_pmf, view_slot
 
@@ -160,7 +160,7 @@ class SlateWalk:
         self._boosts: Float64Array = np.zeros(n)
         self._diversity: list[DiversityWalk] = []
         # By the name that is logged when one gives way, in declared order.
-        self._limits: list[tuple[str, CategoryMask | TagMask | PoolMask]] = []
+        self._limits: list[tuple[str, CategoryWalk | TagWalk | DiscoveryWalk]] = []
         # What may still be drawn; items that a placement keeps back are never drawn, only placed.
         self._is_open: BoolArray = np.ones(n, dtype=np.bool_)
         self._claims: dict[int, tuple[str, int]] = {}
@@ -177,8 +177,9 @@ class SlateWalk:
                 has_discovery = True
                 self._limits.append(("discovery", rule.start(columns, discovery_positions)))
             elif isinstance(rule, Placement):
-                self._is_open &= ~rule.kept_back(columns, n_slots)
-                for slot, action in rule.claims(columns, n_slots, is_free).items():
+                kept = rule.kept_back(columns, n_slots)
+                self._is_open &= ~kept
+                for slot, action in rule.claims(columns, n_slots, (kept & is_free).nonzero()[0]).items():
                     # The rule declared first has the slot; the other's item then stays away, as it was kept back.
                     if slot not in self._claims:
                         self._claims[slot] = (str(rule.__struct_config__.tag), action)
@@ -226,10 +227,12 @@ class SlateWalk:
         self.history.append(action)
         for walk in self._diversity:
             walk.place(action)
+        for _, limit in self._limits:
+            limit.place(action)
 
     def _allowed(self) -> tuple[BoolArray, tuple[str, ...]]:
         """Return what the next slot may hold and what gave way; when nothing is left, the last declared does first."""
-        masks = [(name, mask) for name, limit in self._limits if (mask := limit.build_mask(self.history)) is not None]
+        masks = [(name, mask) for name, limit in self._limits if (mask := limit.mask) is not None]
         gave_way: list[str] = []
         while True:
             allowed = self._is_open.copy()

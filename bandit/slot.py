@@ -49,24 +49,22 @@ def view_slot(scores: Float64Array, allowed: BoolArray, *, shortlist: int, reach
     ranked = (allowed & (scores >= reach)).nonzero()[0]
     if len(ranked) < max(1, min(shortlist, n_allowed)):
         ranked = allowed.nonzero()[0]
-    of_ranked = scores[ranked]
+    falling = -scores[ranked]
     # Only the best few are sorted: sorting a thousand candidates for every slot would cost more than the draw. They
     # are twice as many as needed, so that the same reach still finds enough when some of them are placed or closed.
     n_few = 2 * shortlist + 8
     if len(ranked) > 2 * n_few:
-        edge_index = len(ranked) - n_few
-        is_few = of_ranked >= np.partition(of_ranked, edge_index)[edge_index]
-        ranked, of_ranked = ranked[is_few], of_ranked[is_few]
-    order = (-of_ranked).argsort(kind="stable")
-    n_greedy = np.count_nonzero(of_ranked == of_ranked[order[0]])
-    ranked = ranked[order]
+        is_few = falling <= np.partition(falling, n_few - 1)[n_few - 1]
+        ranked, falling = ranked[is_few], falling[is_few]
+    order = falling.argsort(kind="stable")
+    ranked, falling = ranked[order], falling[order]
     return SlotView(
         scores=scores,
         allowed=allowed,
         n_allowed=n_allowed,
-        greedy=ranked[:n_greedy],
+        greedy=ranked[: falling.searchsorted(falling[0], side="right")],
         top=ranked[:shortlist],
-        reach=float(of_ranked[order[-1]]),
+        reach=-falling.item(-1),
     )
 
 
@@ -91,7 +89,8 @@ def build_pmf(view: SlotView, mixture: Mixture) -> Float64Array:
 
     Tied best actions share the greedy mass equally; ties at the edge of a shortlist enter in UTF-8 id order.
     """
-    pmf: Float64Array = view.allowed * np.float64(mixture.uniform / view.n_allowed)
+    pmf: Float64Array = view.allowed.astype(np.float64)
+    pmf *= mixture.uniform / view.n_allowed
     pmf[mixture.shortlist] += mixture.shortlist_masses
     pmf[view.greedy] += mixture.greedy / len(view.greedy)
     return pmf
