@@ -39,7 +39,7 @@ class Greedy(Policy, frozen=True, kw_only=True, tag="greedy"):
 
     def mixture(self, view: SlotView) -> Mixture:
         """Return all mass on the best."""
-        return Mixture(1.0, view.top, np.zeros(0), 0.0)
+        return Mixture(greedy=1.0, shortlist=np.zeros(0), uniform=0.0)
 
     @property
     def explore_rate(self) -> float:
@@ -109,7 +109,7 @@ class Epsilon(_OnShortlist, frozen=True, kw_only=True, tag="epsilon"):
         """Return greedy, softmax and uniform parts."""
         explored = self.rate * (1.0 - self.uniform_share)
         masses = explored * softmax(view.scores[view.top], self.temperature)
-        return Mixture(1.0 - self.rate, view.top, masses, self.rate * self.uniform_share)
+        return Mixture(greedy=1.0 - self.rate, shortlist=masses, uniform=self.rate * self.uniform_share)
 
     @property
     def explore_rate(self) -> float:
@@ -149,7 +149,7 @@ class Softmax(_OnShortlist, frozen=True, kw_only=True, tag="softmax"):
     def mixture(self, view: SlotView) -> Mixture:
         """Return softmax and uniform parts."""
         masses = (1.0 - self.uniform_share) * softmax(view.scores[view.top], self.temperature)
-        return Mixture(0.0, view.top, masses, self.uniform_share)
+        return Mixture(greedy=0.0, shortlist=masses, uniform=self.uniform_share)
 
 
 class SquareCB(_OnShortlist, frozen=True, kw_only=True, tag="squarecb"):
@@ -188,7 +188,7 @@ class SquareCB(_OnShortlist, frozen=True, kw_only=True, tag="squarecb"):
         n_best = np.count_nonzero(scores == scores[0])
         masses[:n_best] = (1.0 - masses[n_best:].sum()) / n_best
         masses *= 1.0 - self.uniform_share
-        return Mixture(0.0, view.top, masses, self.uniform_share)
+        return Mixture(greedy=0.0, shortlist=masses, uniform=self.uniform_share)
 
 
 class VwExplorer(_OnShortlist, frozen=True, kw_only=True, tag="vw"):
@@ -229,7 +229,7 @@ class VwExplorer(_OnShortlist, frozen=True, kw_only=True, tag="vw"):
         pmf = view.explorer_pmf
         if pmf is None or pmf.shape != view.top.shape or not (pmf >= 0.0).all() or not abs(pmf.sum() - 1.0) < 1e-12:
             raise ValueError(f"the explorer must give a pmf over the {len(view.top)} actions of the shortlist")
-        return Mixture(0.0, view.top, (1.0 - self.uniform_share) * pmf, self.uniform_share)
+        return Mixture(greedy=0.0, shortlist=(1.0 - self.uniform_share) * pmf, uniform=self.uniform_share)
 
 
 Exploration = Greedy | Epsilon | Softmax | SquareCB | VwExplorer

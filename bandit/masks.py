@@ -104,5 +104,8 @@ class TagWalk:
         for tags in self._recent:
             carried = tags
             for number, held in enumerate(at_least):
-                at_least[number], carried = held | carried, held & carried
+                at_least[number] = held | carried
+                carried &= held
+                if not carried:
+                    break
         return at_least[-1]

@@ -157,7 +157,7 @@ class SlateWalk:
         self.history: list[int] = []
         columns, n = actions.columns, len(actions.ids)
         self._scores: Float64Array = actions.scores.astype(np.float64)
-        self._boosts: Float64Array = np.zeros(n)
+        self._fixed_boosts: Float64Array = np.zeros(n)
         self._diversity: list[DiversityWalk] = []
         # By the name that is logged when one gives way, in declared order.
         self._limits: list[tuple[str, CategoryWalk | TagWalk | DiscoveryWalk]] = []
@@ -168,7 +168,7 @@ class SlateWalk:
         has_discovery = False
         for rule in rules:
             if isinstance(rule, Boost):
-                self._boosts += rule.build_boost(columns, now_ms)
+                self._fixed_boosts += rule.build_boost(columns, now_ms)
             elif isinstance(rule, MaxPer):
                 self._limits.append((f"max_per:{rule.column}", rule.start(columns)))
             elif isinstance(rule, Diversity):
@@ -185,23 +185,27 @@ class SlateWalk:
                         self._claims[slot] = (str(rule.__struct_config__.tag), action)
                         is_free[action] = False
         self._reserved = frozenset(discovery_positions if has_discovery else ())
-        # How far down the scores the slot before was ranked; only a hint for the next.
-        self._reach = -np.inf
+        self._walks = [*self._diversity, *(limit for _, limit in self._limits)]
+        self._n_noted = 0
+        self._boosts = self._fixed_boosts
+        self._boosted: Float64Array = self._scores + self._boosts
+        # How far down the scores a slot was ranked, by whether it is reserved: a hint for the next of its kind.
+        self._reach = {True: -np.inf, False: -np.inf}
 
     def pmf(self) -> SlotPmf | None:
         """Return the pmf of the next slot, None when no candidate is left."""
-        boosts = self._boosts
-        for walk in self._diversity:
-            boosts = boosts + walk.boost
-        scores = self._scores + boosts
+        self._note_history()
         slot = len(self.history)
         if slot in self._claims:
-            return _claimed(*self._claims[slot], scores, boosts)
+            return self._claimed(*self._claims[slot])
         allowed, gave_way = self._allowed()
         if not np.count_nonzero(allowed):
             return None
-        view = view_slot(scores, allowed, shortlist=self.exploration.shortlist_size, reach=self._reach)
-        self._reach = view.reach
+        is_reserved = slot in self._reserved
+        view = view_slot(
+            self._boosted, allowed, shortlist=self.exploration.shortlist_size, reach=self._reach[is_reserved]
+        )
+        self._reach[is_reserved] = view.reach
         if self._explorer is not None:
             view = msgspec.structs.replace(view, explorer_pmf=self._explorer(slot, view.top))
         mixture = self.exploration.mixture(view)
@@ -209,9 +213,9 @@ class SlateWalk:
             view=view,
             mixture=mixture,
             pmf=build_pmf(view, mixture),
-            boosts=boosts,
+            boosts=self._boosts,
             placed_by="",
-            is_discovery=slot in self._reserved and "discovery" not in gave_way,
+            is_discovery=is_reserved and "discovery" not in gave_way,
             gave_way=gave_way,
         )
 
@@ -225,10 +229,21 @@ class SlateWalk:
             raise ValueError(f"action {action} is already in the slate")
         self._is_open[action] = False
         self.history.append(action)
-        for walk in self._diversity:
-            walk.place(action)
-        for _, limit in self._limits:
-            limit.place(action)
+
+    def _note_history(self) -> None:
+        """Tell the rules what was placed since the slot before: only now, as nothing follows the last slot."""
+        placed = self.history[self._n_noted :]
+        if not placed:
+            return
+        for action in placed:
+            for walk in self._walks:
+                walk.place(action)
+        self._n_noted = len(self.history)
+        if self._diversity:
+            self._boosts = self._fixed_boosts
+            for walk in self._diversity:
+                self._boosts = self._boosts + walk.boost
+            self._boosted = self._scores + self._boosts
 
     def _allowed(self) -> tuple[BoolArray, tuple[str, ...]]:
         """Return what the next slot may hold and what gave way; when nothing is left, the last declared does first."""
@@ -242,22 +257,22 @@ class SlateWalk:
                 return allowed, tuple(gave_way)
             gave_way.append(masks.pop()[0])
 
-
-def _claimed(placed_by: str, action: int, scores: Float64Array, boosts: Float64Array) -> SlotPmf:
-    """Return the pmf of a slot that a placement fills."""
-    only = np.zeros(len(scores), dtype=np.bool_)
-    only[action] = True
-    view = view_slot(scores, only, shortlist=0)
-    mixture = Mixture(1.0, view.top, np.zeros(0), 0.0)
-    return SlotPmf(
-        view=view,
-        mixture=mixture,
-        pmf=build_pmf(view, mixture),
-        boosts=boosts,
-        placed_by=placed_by,
-        is_discovery=False,
-        gave_way=(),
-    )
+    def _claimed(self, placed_by: str, action: int) -> SlotPmf:
+        """Return the pmf of a slot that a placement fills."""
+        only = np.zeros(len(self._scores), dtype=np.bool_)
+        only[action] = True
+        none = np.zeros(0, dtype=np.int64)
+        return SlotPmf(
+            view=SlotView(
+                scores=self._boosted, allowed=only, n_allowed=1, greedy=np.array([action]), top=none, reach=-np.inf
+            ),
+            mixture=Mixture(greedy=1.0, shortlist=np.zeros(0), uniform=0.0),
+            pmf=only.astype(np.float64),
+            boosts=self._boosts,
+            placed_by=placed_by,
+            is_discovery=False,
+            gave_way=(),
+        )
 
 
 def draw_slate(walk: SlateWalk, uniforms: Float64Array) -> list[SlotDraw]:

@@ -49,6 +49,7 @@ def view_slot(scores: Float64Array, allowed: BoolArray, *, shortlist: int, reach
     ranked = (allowed & (scores >= reach)).nonzero()[0]
     if len(ranked) < max(1, min(shortlist, n_allowed)):
         ranked = allowed.nonzero()[0]
+    # Negated, so that the best come first.
     falling = -scores[ranked]
     # Only the best few are sorted: sorting a thousand candidates for every slot would cost more than the draw. They
     # are twice as many as needed, so that the same reach still finds enough when some of them are placed or closed.
@@ -56,7 +57,10 @@ def view_slot(scores: Float64Array, allowed: BoolArray, *, shortlist: int, reach
     if len(ranked) > 2 * n_few:
         is_few = falling <= np.partition(falling, n_few - 1)[n_few - 1]
         ranked, falling = ranked[is_few], falling[is_few]
-    order = falling.argsort(kind="stable")
+    order = falling.argsort()
+    if np.count_nonzero(falling[order[1:]] == falling[order[:-1]]):
+        # The faster sort gives ties in any order; they belong in id order.
+        order = falling.argsort(kind="stable")
     ranked, falling = ranked[order], falling[order]
     return SlotView(
         scores=scores,
@@ -73,14 +77,12 @@ class Mixture(msgspec.Struct, frozen=True):
 
     Attributes:
         greedy: Mass that the tied best actions share equally.
-        shortlist: int64 [m], positions of the shortlist, best first.
-        shortlist_masses: float64 [m].
+        shortlist: float64 [m], masses of the shortlist, best first.
         uniform: Mass that everything allowed shares equally.
     """
 
     greedy: float
-    shortlist: Int64Array
-    shortlist_masses: Float64Array
+    shortlist: Float64Array
     uniform: float
 
 
@@ -91,6 +93,6 @@ def build_pmf(view: SlotView, mixture: Mixture) -> Float64Array:
     """
     pmf: Float64Array = view.allowed.astype(np.float64)
     pmf *= mixture.uniform / view.n_allowed
-    pmf[mixture.shortlist] += mixture.shortlist_masses
+    pmf[view.top] += mixture.shortlist
     pmf[view.greedy] += mixture.greedy / len(view.greedy)
     return pmf
