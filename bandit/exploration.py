@@ -108,7 +108,7 @@ class Epsilon(_OnShortlist, frozen=True, kw_only=True, tag="epsilon"):
     def mixture(self, view: SlotView) -> Mixture:
         """Return greedy, softmax and uniform parts."""
         explored = self.rate * (1.0 - self.uniform_share)
-        masses = explored * softmax(view.scores[view.top], self.temperature)
+        masses = explored * softmax(view.top_scores, self.temperature)
         return Mixture(greedy=1.0 - self.rate, shortlist=masses, uniform=self.rate * self.uniform_share)
 
     @property
@@ -148,7 +148,7 @@ class Softmax(_OnShortlist, frozen=True, kw_only=True, tag="softmax"):
 
     def mixture(self, view: SlotView) -> Mixture:
         """Return softmax and uniform parts."""
-        masses = (1.0 - self.uniform_share) * softmax(view.scores[view.top], self.temperature)
+        masses = (1.0 - self.uniform_share) * softmax(view.top_scores, self.temperature)
         return Mixture(greedy=0.0, shortlist=masses, uniform=self.uniform_share)
 
 
@@ -183,7 +183,7 @@ class SquareCB(_OnShortlist, frozen=True, kw_only=True, tag="squarecb"):
 
     def mixture(self, view: SlotView) -> Mixture:
         """Return gap-weighted and uniform parts."""
-        scores = view.scores[view.top]
+        scores = view.top_scores
         masses: Float64Array = 1.0 / (len(scores) + self.gamma * (scores[0] - scores))
         n_best = np.count_nonzero(scores == scores[0])
         masses[:n_best] = (1.0 - masses[n_best:].sum()) / n_best

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from bandit.columns import NO_CODE, OTHER_TAG, BoolArray, Columns, TagArray, is_tags
+from bandit.columns import NO_CODE, OTHER_TAG, BoolArray, Columns, Int64Array, TagArray, is_tags
 
 
 class MaxPer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="max_per"):
@@ -49,7 +49,8 @@ class CategoryWalk:
         self._codes = codes
         # The codes of the last window - 1 slots: what shares a window with the next.
         self._recent: deque[int] = deque()
-        self._closed: set[int] = set()
+        # What a closed code forbids, int64 positions.
+        self._closed: dict[int, Int64Array] = {}
         self._is_open: BoolArray = np.ones(len(codes), dtype=np.bool_)
 
     @property
@@ -65,11 +66,10 @@ class CategoryWalk:
         if left == code:
             return
         if left in self._closed and self._recent.count(left) < limit:
-            self._closed.remove(left)
-            self._is_open |= self._codes == left
+            self._is_open[self._closed.pop(left)] = True
         if code != NO_CODE and self._recent.count(code) == limit:
-            self._closed.add(code)
-            self._is_open &= self._codes != code
+            self._closed[code] = (self._codes == code).nonzero()[0]
+            self._is_open[self._closed[code]] = False
 
 
 class TagWalk:

@@ -108,7 +108,10 @@ class Pinned(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     column: str = "pinned_slot"
 
     def claims(self, columns: Columns, n_slots: int, kept: Int64Array) -> dict[int, int]:
-        """Return which of the candidates kept back each claimed slot holds; of two on one slot the first in id order."""
+        """Return which of the candidates kept back each claimed slot holds.
+
+        Of two on one slot it is the first in id order.
+        """
         return dict(zip(columns[self.column][kept][::-1].tolist(), kept[::-1].tolist(), strict=True))
 
     def kept_back(self, columns: Columns, n_slots: int) -> BoolArray:

@@ -184,6 +184,7 @@ class SlateWalk:
                     if slot not in self._claims:
                         self._claims[slot] = (str(rule.__struct_config__.tag), action)
                         is_free[action] = False
+        self._n_open = int(np.count_nonzero(self._is_open))
         self._reserved = frozenset(discovery_positions if has_discovery else ())
         self._walks = [*self._diversity, *(limit for _, limit in self._limits)]
         self._n_noted = 0
@@ -198,9 +199,9 @@ class SlateWalk:
         slot = len(self.history)
         if slot in self._claims:
             return self._claimed(*self._claims[slot])
-        allowed, gave_way = self._allowed()
-        if not np.count_nonzero(allowed):
+        if not self._n_open:
             return None
+        allowed, gave_way = self._allowed()
         is_reserved = slot in self._reserved
         view = view_slot(
             self._boosted, allowed, shortlist=self.exploration.shortlist_size, reach=self._reach[is_reserved]
@@ -227,6 +228,7 @@ class SlateWalk:
         """
         if action in self.history:
             raise ValueError(f"action {action} is already in the slate")
+        self._n_open -= int(self._is_open[action])
         self._is_open[action] = False
         self.history.append(action)
 
@@ -249,13 +251,15 @@ class SlateWalk:
         """Return what the next slot may hold and what gave way; when nothing is left, the last declared does first."""
         masks = [(name, mask) for name, limit in self._limits if (mask := limit.mask) is not None]
         gave_way: list[str] = []
-        while True:
-            allowed = self._is_open.copy()
+        allowed = self._is_open.copy()
+        while masks:
             for _, mask in masks:
                 allowed &= mask
-            if not masks or np.count_nonzero(allowed):
-                return allowed, tuple(gave_way)
+            if np.count_nonzero(allowed):
+                break
             gave_way.append(masks.pop()[0])
+            allowed = self._is_open.copy()
+        return allowed, tuple(gave_way)
 
     def _claimed(self, placed_by: str, action: int) -> SlotPmf:
         """Return the pmf of a slot that a placement fills."""
@@ -264,7 +268,13 @@ class SlateWalk:
         none = np.zeros(0, dtype=np.int64)
         return SlotPmf(
             view=SlotView(
-                scores=self._boosted, allowed=only, n_allowed=1, greedy=np.array([action]), top=none, reach=-np.inf
+                scores=self._boosted,
+                allowed=only,
+                n_allowed=1,
+                greedy=np.array([action]),
+                top=none,
+                top_scores=np.zeros(0),
+                reach=-np.inf,
             ),
             mixture=Mixture(greedy=1.0, shortlist=np.zeros(0), uniform=0.0),
             pmf=only.astype(np.float64),

@@ -22,6 +22,7 @@ class SlotView(msgspec.Struct, frozen=True):
         n_allowed: how many.
         greedy: int64 [g], the allowed actions that tie for best, in UTF-8 id order.
         top: int64 [m], the shortlist: best first, ties in UTF-8 id order.
+        top_scores: float64 [m], their scores.
         reach: The lowest score that was ranked to find them; `view_slot` takes it as a hint for the next slot.
         explorer_pmf: float64 [m], what an explorer says of the shortlist; only `VwExplorer` looks at it.
     """
@@ -31,6 +32,7 @@ class SlotView(msgspec.Struct, frozen=True):
     n_allowed: int
     greedy: Int64Array
     top: Int64Array
+    top_scores: Float64Array
     reach: float
     explorer_pmf: Float64Array | None = None
 
@@ -49,26 +51,30 @@ def view_slot(scores: Float64Array, allowed: BoolArray, *, shortlist: int, reach
     ranked = (allowed & (scores >= reach)).nonzero()[0]
     if len(ranked) < max(1, min(shortlist, n_allowed)):
         ranked = allowed.nonzero()[0]
-    # Negated, so that the best come first.
-    falling = -scores[ranked]
+    best = scores[ranked]
     # Only the best few are sorted: sorting a thousand candidates for every slot would cost more than the draw. They
     # are twice as many as needed, so that the same reach still finds enough when some of them are placed or closed.
     n_few = 2 * shortlist + 8
     if len(ranked) > 2 * n_few:
-        is_few = falling <= np.partition(falling, n_few - 1)[n_few - 1]
-        ranked, falling = ranked[is_few], falling[is_few]
-    order = falling.argsort()
-    if np.count_nonzero(falling[order[1:]] == falling[order[:-1]]):
-        # The faster sort gives ties in any order; they belong in id order.
-        order = falling.argsort(kind="stable")
-    ranked, falling = ranked[order], falling[order]
+        edge_index = len(best) - n_few
+        is_few = best >= np.partition(best, edge_index)[edge_index]
+        ranked, best = ranked[is_few], best[is_few]
+    order = best.argsort()[::-1]
+    falling = best[order]
+    n_greedy = 1
+    if np.count_nonzero(falling[1:] == falling[:-1]):
+        # The faster sort leaves ties in any order; they belong in id order.
+        order = (-best).argsort(kind="stable")
+        n_greedy = int(np.count_nonzero(best == falling[0]))
+    ranked = ranked[order]
     return SlotView(
         scores=scores,
         allowed=allowed,
         n_allowed=n_allowed,
-        greedy=ranked[: falling.searchsorted(falling[0], side="right")],
+        greedy=ranked[:n_greedy],
         top=ranked[:shortlist],
-        reach=-falling.item(-1),
+        top_scores=falling[:shortlist],
+        reach=falling.item(-1),
     )
 
 
@@ -91,8 +97,10 @@ def build_pmf(view: SlotView, mixture: Mixture) -> Float64Array:
 
     Tied best actions share the greedy mass equally; ties at the edge of a shortlist enter in UTF-8 id order.
     """
+    floor = mixture.uniform / view.n_allowed
     pmf: Float64Array = view.allowed.astype(np.float64)
-    pmf *= mixture.uniform / view.n_allowed
-    pmf[view.top] += mixture.shortlist
-    pmf[view.greedy] += mixture.greedy / len(view.greedy)
+    pmf *= floor
+    pmf[view.top] = floor + mixture.shortlist
+    # Mostly one action is best, and an element is found faster than an array of one.
+    pmf[view.greedy if len(view.greedy) > 1 else view.greedy[0]] += mixture.greedy / len(view.greedy)
     return pmf
