@@ -66,7 +66,7 @@ def test_an_unknown_key_is_an_error_that_names_it(tmp_path: Path, text: str, nam
         ('kind = "epsilon"', 'kind = "magic"', r"exploration\.kind"),
         ('kind = "max_per"', 'kind = "min_per"', r"rules\[0\]\.kind"),
         ("limit = 2", "limit = 0", r"limit and window must be at least 1, got 0"),
-        ('"popular"', '"trending"', r"sources\[0\]\.name"),
+        ('"popular"', '"psychic"', r"sources\[0\]\.name"),
         ("quota = 10", "quota = 1.5", r"sources\[0\]\.quota"),
         ('model = "m"', 'model = "other"', r"surface 'home' names model 'other', declared are \['m'\]"),
         ("base = 1.0", "base = inf", r"reward"),
