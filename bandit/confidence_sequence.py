@@ -20,7 +20,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
-from scipy.special import logsumexp
 
 from bandit.estimators import check_column, check_weights
 from bandit.intervals import Interval
@@ -68,13 +67,13 @@ class Tally:
 
         def excess(mean: float) -> float:
             gains = np.log1p(SHARES[:, None] * (values / mean - 1.0)) @ self.counts
-            return float(logsumexp(gains)) - math.log(len(SHARES)) - goal
+            return float(np.logaddexp.reduce(gains)) - math.log(len(SHARES)) - goal
 
         # At the sample mean no bettor has gained (Jensen), and less is refuted the higher the mean.
         highest = float(values @ self.counts / self.counts.sum())
         if highest <= SMALLEST_MEAN or excess(SMALLEST_MEAN) <= 0.0:
             return 0.0
-        return float(brentq(excess, SMALLEST_MEAN, highest, xtol=1e-12))
+        return float(brentq(excess, SMALLEST_MEAN, highest, xtol=1e-10))
 
 
 @dataclass(frozen=True, slots=True)
