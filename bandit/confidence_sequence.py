@@ -144,12 +144,18 @@ class ConfidenceSequence:
         )
 
     def interval(self) -> Interval:
-        """Return the bounds after the rows so far; they may be read at any time and acted on."""
+        """Return the bounds after the rows so far; they may be read at any time and acted on.
+
+        For rare rewards the lower bound is the tight one: the upper bound has the variance of w (1 - r). Bounds that
+        cross refute the weights themselves, and the note says so.
+        """
         lowest, highest = self.reward_range
-        width, alpha = highest - lowest, (1.0 - self.confidence) / 2.0
-        least, most = self.low.lower_bound(alpha), self.high.lower_bound(alpha)
-        if self.of_advantage:
-            lower, upper = width * max(-1.0, least - 1.0), width * min(1.0, 1.0 - most)
-        else:
-            lower, upper = lowest + width * least, highest - width * most
-        return Interval(lower, upper, self.confidence, "confidence sequence")
+        alpha = (1.0 - self.confidence) / 2.0
+        # The mean of X less this, in units of the range, is the value, or the advantage.
+        start, least = (1.0, -1.0) if self.of_advantage else (0.0, 0.0)
+        lower = self.low.lower_bound(alpha) - start
+        upper = 1.0 - self.high.lower_bound(alpha)
+        note = "the weights cannot be right: the bounds cross" if lower > upper else ""
+        width, offset = highest - lowest, 0.0 if self.of_advantage else lowest
+        lower, upper = (offset + width * min(1.0, max(least, bound)) for bound in (lower, upper))
+        return Interval(lower, upper, self.confidence, "confidence sequence", note)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -90,7 +91,7 @@ def cluster_bootstrap(
     tails = [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0]
     edges = np.cumsum([0] + [sums.shape[1] for sums in panel])
     intervals = []
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
+    for first, last in pairwise(edges):
         lower, upper = np.quantile(value_of_sums(resampled[:, first:last]), tails)
         intervals.append(Interval(float(lower), float(upper), confidence, "cluster bootstrap"))
     return intervals

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -72,17 +71,17 @@ class Evaluation:
         support: Of the weights.
         refusal: Why there are no lines, None when there are.
         lines: The panel.
-        intervals: Further intervals around IPS; the last one bounds the advantage over the logging policy.
+        intervals: Further intervals, by what they are around.
     """
 
     logging_policy: LoggingPolicy
     target_policy: LoggingPolicy
-    on_policy: dict[str, float]
+    on_policy: dict[LoggingPolicy, float]
     truth_interval: Interval
     support: Support
     refusal: str | None
     lines: tuple[Line, ...] = ()
-    intervals: tuple[Interval, ...] = ()
+    intervals: dict[str, Interval] = field(default_factory=dict)
 
 
 def evaluate_open_bandit(files: Fetched, *, campaign: Campaign, reverse: bool) -> Evaluation:
@@ -137,11 +136,13 @@ def _lines(rows: ActionRows, *, clusters: np.ndarray, truth: float) -> tuple[Lin
     )
 
 
-def _intervals(rows: ActionRows, importance: Estimate, *, floor: float | None) -> tuple[Interval, ...]:
+def _intervals(rows: ActionRows, importance: Estimate, *, floor: float | None) -> dict[str, Interval]:
     value = ConfidenceSequence().plus(weights=rows.weights, rewards=rows.rewards)
     advantage = ConfidenceSequence(of_advantage=True).plus(weights=rows.weights, rewards=rows.rewards)
-    bernstein = () if floor is None else (empirical_bernstein(importance, term_range=(0.0, 1.0 / floor)),)
-    return (*bernstein, value.interval(), advantage.interval())
+    found = {"value at any look": value.interval(), "advantage over the log at any look": advantage.interval()}
+    if floor is not None:
+        found["value at this look"] = empirical_bernstein(importance, term_range=(0.0, 1.0 / floor))
+    return found
 
 
 def _rows_with_model(log: LoggedBandit, target_pmf: Float64Array) -> ActionRows:
@@ -166,20 +167,22 @@ def _click_rates(log: LoggedBandit, used: np.ndarray) -> Float64Array:
 
 
 def as_figures(evaluation: Evaluation) -> dict[str, object]:
-    """Return the evaluation as JSON-ready figures; NaN and infinity become null."""
+    """Return the evaluation as JSON-ready figures."""
     return {
         "logging_policy": evaluation.logging_policy,
         "target_policy": evaluation.target_policy,
-        "support": {name: value if math.isfinite(value) else None for name, value in evaluation.support.figures().items()},
+        "support": evaluation.support.figures(),
         "refusal": evaluation.refusal,
         "on_policy": evaluation.on_policy,
+        "truth_interval": asdict(evaluation.truth_interval),
         "estimates": {
             line.name: {
                 "value": line.value,
                 "relative_ee": line.relative_ee,
-                "interval": [line.interval.lower, line.interval.upper],
+                "interval": asdict(line.interval),
                 "clipped_share": line.clipped_share,
             }
             for line in evaluation.lines
         },
+        "intervals": {what: asdict(interval) for what, interval in evaluation.intervals.items()},
     }

@@ -51,7 +51,8 @@ OPEN_BANDIT = Dataset(
             kind="wheel",
             location="obp==0.4.1",
             archive_glob="obp-0.4.1-*.whl",
-            members={f"{log}.csv": _member(log) for log in _LOGS} | {"prior_bts.yaml": "obp/policy/conf/prior_bts.yaml"},
+            members={f"{log}.csv": _member(log) for log in _LOGS}
+            | {"prior_bts.yaml": "obp/policy/conf/prior_bts.yaml"},
             sha256={f"{log}.csv": digest for log, digest in _LOGS.items()}
             | {"prior_bts.yaml": "81a54fbdc184021ccc62ab97de81ec35461c032e3d7f99ccaa0a9745f732d251"},
         ),
@@ -100,7 +101,7 @@ def thompson_pmf(alpha: Float64Array, beta: Float64Array) -> Float64Array:
     12345, and other draws give another policy.
     """
     # The figures to be met were drawn from the legacy generator.
-    rng = np.random.RandomState(SEED)  # noqa: NPY002
+    rng = np.random.RandomState(SEED)
     counts = np.zeros((len(alpha), N_POSITIONS))
     for _ in range(N_SIMULATIONS // _BLOCK):
         rates = rng.beta(alpha, beta, size=(_BLOCK, len(alpha)))
