@@ -9,7 +9,7 @@ Sources: Waudby-Smith and Ramdas 2024 (betting); Karampatziakis, Mineiro and Ram
 weight); Waudby-Smith, Wu, Ramdas, Karampatziakis and Mineiro 2022.
 
 Why not `vw-estimators`' `cs`: its wealth is a bound on this one (its intervals are wider), it is a Python loop over
-rows, and its centre (sum X + 1/2) / (t + 1) may exceed 1, where the inequality behind it fails.
+rows, and its centre (sum X + 1/2) / (t + 1) may exceed 1, which the proof behind it does not cover.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ def test_the_discovery_coin_is_part_of_every_weight() -> None:
 
 
 def test_clipped_rows_are_counted_from_raw_weights() -> None:
-    rows = ActionRows(np.ones(4), np.array([0.5, 1.0, 2.0, 4.0]))
+    rows = ActionRows(np.ones(4), np.array([0.5, 1.0, 1.5, 4.0]))
     assert clipped_ips(rows, clip=1.0).support.clipped_share == 0.5
     assert clipped_ips(rows, clip=1.0).support.max_weight == 4.0
     assert ips(rows).support.clipped_share == 0.0
