@@ -35,6 +35,7 @@ class Interval(msgspec.Struct, kw_only=True):
         last_reward_ms: The newest of them, 0 for none.
         greedy: Rewards of slots that show what the model likes best.
         explore: Rewards of slots that the policy explored.
+        control: Rewards of those explored slots that were drawn uniformly from all that was allowed.
         sessions: Slates of the sessions that ended.
         feedback: Events of explicit feedback, by type.
         genres: Greedy slots by genre; one of several genres is shared between them.
@@ -52,6 +53,7 @@ class Interval(msgspec.Struct, kw_only=True):
     last_reward_ms: int = 0
     greedy: Moments = msgspec.field(default_factory=Moments)
     explore: Moments = msgspec.field(default_factory=Moments)
+    control: Moments = msgspec.field(default_factory=Moments)
     sessions: Moments = msgspec.field(default_factory=Moments)
     feedback: dict[str, int] = {}
     genres: dict[str, float] = {}
@@ -69,6 +71,7 @@ class Interval(msgspec.Struct, kw_only=True):
         self.last_reward_ms = max(self.last_reward_ms, later.last_reward_ms)
         self.greedy.merge(later.greedy)
         self.explore.merge(later.explore)
+        self.control.merge(later.control)
         self.sessions.merge(later.sessions)
         add_counts(self.feedback, later.feedback)
         add_counts(self.genres, later.genres)
@@ -90,12 +93,14 @@ class ShownSlot:
     Attributes:
         item_id: What was shown.
         is_explored: Whether the policy explored; else the slot is greedy.
+        is_uniform: Whether it explored by a uniform draw, which no model has a say in.
         is_placed: Whether something else than the policy filled it (a campaign, the discovery pool): it counts nowhere.
         genres: Of the item.
     """
 
     item_id: str
     is_explored: bool
+    is_uniform: bool
     is_placed: bool
     genres: Sequence[str]
 
@@ -251,9 +256,12 @@ class IntervalCollector:
     def _count(self, outcomes: Sequence[Joined[Shown]]) -> None:
         for joined in outcomes:
             cell = self._cell(joined.at_ms - joined.delay_ms) if joined.kind != "late" else None
-            if cell is not None:
-                branch = cell.explore if joined.payload.slots[joined.slot].is_explored else cell.greedy
-                branch.add(joined.reward)
+            if cell is None:
+                continue
+            slot = joined.payload.slots[joined.slot]
+            (cell.explore if slot.is_explored else cell.greedy).add(joined.reward)
+            if slot.is_uniform:
+                cell.control.add(joined.reward)
 
     def _is_new_visit(self, user_key: str, now_ms: int) -> bool:
         """Count a slate into its user's session and return whether it is the first; an anonymous one always is."""

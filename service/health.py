@@ -261,6 +261,7 @@ class HealthWatch:
             ShownSlot(
                 item_id=slot.item_id,
                 is_explored=slot.branch != "greedy" if by_branch else slot.reason == "explore",
+                is_uniform=slot.branch == "uniform",
                 is_placed=slot.reason in _PLACED,
                 genres=_values_of(self._genre, slot.features.get("item", {})) if self._genre else (),
             )
