@@ -179,16 +179,16 @@ def gini(counts: Iterable[float]) -> float:
 
 
 def variety(counts: Iterable[float], *, sample: int) -> float | None:
-    """Return how many different items `sample` impressions are expected to hold, None when there are fewer.
+    """Return how many different items `sample` draws from the impressions would hold, None when there are fewer.
 
-    Rarefaction makes quiet and busy intervals comparable: sum_i 1 - (1 - sample / N)^n_i. Source: Hurlbert (1971), with
-    draws independent.
+    Rarefaction makes quiet and busy intervals comparable: sum_i 1 - (1 - n_i / N)^sample. Source: Hurlbert (1971), with
+    draws that are put back.
     """
     n = np.array(list(counts), dtype=np.float64)
     total = n.sum()
     if total < sample:
         return None
-    return float((1.0 - (1.0 - sample / total) ** n).sum())
+    return float((1.0 - (1.0 - n / total) ** sample).sum())
 
 
 @dataclass(frozen=True, slots=True)

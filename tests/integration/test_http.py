@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
+from service.health_probe import probe_path, read_probe
 from tests.stack import Stack, eventually, short_folder, start_stack
 
 N_ITEMS = 900
@@ -58,7 +59,9 @@ class Api:
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
     with short_folder() as folder:
-        running = start_stack(folder, env={"HONE_SURFACES__SIMILAR__MAX_N": "1000"}, n_items=N_ITEMS)
+        running = start_stack(
+            folder, env={"HONE_SURFACES__SIMILAR__MAX_N": "1000", "HONE_ARCHIVE__FLUSH_S": "0.5"}, n_items=N_ITEMS
+        )
         try:
             yield running
         finally:
@@ -477,3 +480,33 @@ def test_pages_answer(api: Api, path: str) -> None:
     answer = api.call("GET", path)
     assert answer.status == 200
     assert answer.raw
+
+
+def test_the_health_of_the_loop_is_answered_shown_as_metrics_and_printed(stack: Stack, api: Api) -> None:
+    def watched() -> bool:
+        return "no_watch" not in [alarm["name"] for alarm in api.call("GET", "/v1/health").body["alarms"]]
+
+    api.recommend()
+    eventually(watched, timeout_s=60.0, what="a verdict of the health watch")
+    health = api.call("GET", "/v1/health")
+    assert health.status == 200
+    assert health.body["status"] in ("ok", "warning")
+    assert health.body["values"]["learner_lag:films"] < 60.0
+    assert b"hone_health_status 0.0" in api.call("GET", "/metrics").raw
+
+    command = [sys.executable, "-m", "service", "health"]
+    printed = subprocess.run([*command, "--json"], env=stack.environment, capture_output=True, timeout=60, check=False)
+    assert printed.returncode == 0, printed.stderr
+    assert json.loads(printed.stdout)["status"] == health.body["status"]
+
+
+def test_the_probe_set_is_frozen_from_the_archive(stack: Stack, api: Api) -> None:
+    api.recommend()
+
+    def frozen() -> bool:
+        command = [sys.executable, "-m", "service", "health", "probe"]
+        done = subprocess.run(command, env=stack.environment, capture_output=True, timeout=60, check=False)
+        return done.returncode == 0
+
+    eventually(frozen, timeout_s=60.0, what="an archived decision")
+    assert read_probe(probe_path(stack.data_dir)).contexts
