@@ -134,9 +134,7 @@ class HealthWatch:
         await self._read_items()
         for position, payload in await self._reader.read(count=_BATCH, block_ms=_BLOCK_MS):
             self._newest_ms = position[0]
-            closed = self._apply(position, payload)
-            if closed:
-                self._keep(closed)
+            self._keep(self._apply(position, payload))
         now_ms = self._clock()
         if now_ms - self._looked_at_ms >= _LOOK_MS:
             self._looked_at_ms = now_ms
@@ -214,6 +212,9 @@ class HealthWatch:
         )
 
     def _keep(self, closed: list[Interval]) -> None:
+        """Add closed intervals, forget what is too old, and write down what was counted."""
+        if not closed:
+            return
         health = self._config.health
         for interval in closed:
             interval.weight_norms = dict(self._norms)
@@ -221,7 +222,11 @@ class HealthWatch:
         for interval in self._intervals[: -health.window][-len(closed) :]:
             interval.items = {}
         del self._intervals[: -(health.window + health.reference)]
-        self.save()
+        try:
+            self.save()
+        except OSError as error:
+            # A watch that starts again would count the journal from an older state; this one goes on.
+            _log.error("health.unsaved", path=str(self._state_path), error=str(error))
 
     def _apply(self, position: Position, payload: bytes) -> list[Interval]:
         try:

@@ -12,6 +12,8 @@ import pytest
 from scipy import stats
 
 from bandit import health_statistics
+from bandit.health import HealthConfig, judge
+from bandit.health_intervals import Interval
 from bandit.health_statistics import Moments, blame, build_chart, drift
 
 ALPHA = 1e-4
@@ -124,3 +126,46 @@ def test_drift_of_the_same_mix_stays_within_its_noise_as_stated(monkeypatch: pyt
     assert n_out <= stats.binom.isf(ALPHA, N, 2.0 * RATE)
     # The bound is not loose either: it is crossed, about as often as stated.
     assert n_out >= stats.binom.ppf(ALPHA, N, RATE / 4)
+
+
+def _interval(rng: np.random.Generator, number: int) -> Interval:
+    """Return a minute of a service where nothing changes: 600 slots, some of it rare."""
+    people = rng.multinomial(60, [0.5, 0.3, 0.2])
+    shown = rng.multinomial(540, rng.dirichlet(np.full(8, 40.0)))
+    lengths = rng.geometric(0.2, 30).astype(float)
+    different = float(rng.normal(60.0, 2.0))
+    return Interval(
+        from_ms=number * 60_000,
+        until_ms=(number + 1) * 60_000,
+        n_decisions=60,
+        n_rewards=int(rng.poisson(50)),
+        last_reward_ms=number * 60_000 + 1,
+        greedy=_bernoulli(540, rng.binomial(540, 0.1, 1))[0],
+        explore=_bernoulli(60, rng.binomial(60, 0.07, 1))[0],
+        control=_bernoulli(15, rng.binomial(15, 0.04, 1))[0],
+        sessions=Moments(30.0, float(lengths.sum()), float((lengths**2).sum())),
+        feedback={name: int(rng.poisson(mean)) for name, mean in {"like": 3.0, "skip": 6.0, "dislike": 0.1}.items()},
+        genres={f"g{genre}": float(count) for genre, count in enumerate(shown)},
+        items={f"i{item}": 1 for item in rng.integers(2_000, size=500).tolist()},
+        variety=Moments(1.0, different, different**2),
+        bins={"country": dict(zip(("DE", "FR", "US"), people.tolist(), strict=True))},
+    )
+
+
+def test_a_service_where_nothing_changes_raises_no_alarm_in_forty_windows() -> None:
+    """By the union bound over 40 looks at 8 charts the false-alarm rate is below 1e-4."""
+    rng = np.random.default_rng(7)
+    config = HealthConfig(genre="genre", drift=["country"], window=30, reference=120)
+    intervals = [_interval(rng, number) for number in range(150 + 40 * 30)]
+    for last in range(150, len(intervals), 30):
+        judgement = judge(
+            config,
+            intervals[:last],
+            open_intervals=[],
+            now_ms=intervals[last - 1].until_ms,
+            n_genres=8,
+            is_harmful=lambda event_type: event_type != "like",
+        )
+        assert judgement.findings == []
+        assert {"reward_greedy_ewma", "reward_control_ewma", "session_length_ewma"} <= judgement.values.keys()
+        assert {"feedback:skip_ewma", "item_variety_ewma", "feature_drift:country"} <= judgement.values.keys()

@@ -115,6 +115,18 @@ async def test_a_state_file_that_is_damaged_is_begun_anew(world: World, tmp_path
     assert world.build_watch().verdict().alarms == []
 
 
+async def test_a_full_disk_costs_nothing_that_was_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(_watch: HealthWatch) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(HealthWatch, "save", save)
+    await world.start()
+    verdicts = await world.run(180)
+    # Two minutes are closed, the third is still open.
+    assert len(world.watch._intervals) == 2
+    assert verdicts[-1].journal_ms > 0
+
+
 async def test_the_verdict_is_published_for_every_worker(world: World) -> None:
     await _beat(world, seconds=1)
     stored = await world.board.fetch()
