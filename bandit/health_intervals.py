@@ -140,7 +140,7 @@ class IntervalCollector:
         min_slots: an interval lasts until it has so many outcomes.
         session_gap_ms: a session ends after so long without a slate.
         negative_ms: longest negative window.
-        from_ms: decisions before it were counted by an earlier collector.
+        from_ms: what was before it was counted by an earlier collector, and is not told again.
         unfinished: the interval that the earlier one had not closed for lack of outcomes.
     """
 
@@ -181,8 +181,6 @@ class IntervalCollector:
         closed = self.advance(position)
         now_ms = position[0]
         cell = self._cell(now_ms)
-        if cell is None:
-            return closed
         cell.n_decisions += 1
         if self._is_new_visit(shown.user_key, now_ms):
             for feature, value in shown.values.items():
@@ -212,10 +210,10 @@ class IntervalCollector:
         """Count an event; return the intervals that its time closed."""
         closed = self.advance(position)
         cell = self._cell(position[0])
-        if cell is not None and is_reward:
+        if is_reward:
             cell.n_rewards += 1
             cell.last_reward_ms = position[0]
-        if cell is not None and is_feedback:
+        if is_feedback:
             cell.feedback[event.event_type] = cell.feedback.get(event.event_type, 0) + 1
         self._count(self._joiner.add_event(position, event))
         return closed
@@ -244,20 +242,18 @@ class IntervalCollector:
                 self.unfinished = None
         return closed
 
-    def _cell(self, ms: int) -> Interval | None:
-        """Return the interval of a time, None when it was closed."""
+    def _cell(self, ms: int) -> Interval:
+        """Return the interval of a time that is not closed yet."""
         start = ms - ms % self._interval_ms
-        if start < self._from_ms:
-            return None
         if start not in self._cells:
             self._cells[start] = Interval(from_ms=start, until_ms=start + self._interval_ms)
         return self._cells[start]
 
     def _count(self, outcomes: Sequence[Joined[Shown]]) -> None:
         for joined in outcomes:
-            cell = self._cell(joined.at_ms - joined.delay_ms) if joined.kind != "late" else None
-            if cell is None:
+            if joined.kind == "late":
                 continue
+            cell = self._cell(joined.at_ms - joined.delay_ms)
             slot = joined.payload.slots[joined.slot]
             (cell.explore if slot.is_explored else cell.greedy).add(joined.reward)
             if slot.is_uniform:
@@ -283,9 +279,8 @@ class IntervalCollector:
             if visit.last_ms + self._gap_ms > now_ms:
                 return
             del self._visits[user_key]
-            cell = self._cell(now_ms)
-            if cell is not None and not visit.is_cut:
-                cell.sessions.add(float(visit.n_slates))
+            if not visit.is_cut:
+                self._cell(now_ms).sessions.add(float(visit.n_slates))
 
 
 def add_counts(counts: dict[str, float] | dict[str, int], more: Mapping[str, float]) -> None:

@@ -32,7 +32,7 @@ def _clicks(rng: np.random.Generator, k: int) -> list[Moments]:
 
 
 def _rare(rng: np.random.Generator, k: int) -> list[Moments]:
-    return _bernoulli(60, rng.poisson(0.5, k))
+    return _bernoulli(60, rng.poisson(0.1, k))
 
 
 def _restless(rng: np.random.Generator, k: int) -> list[Moments]:
@@ -45,7 +45,7 @@ def _out(draw: Draw, *, n_reference: int, seed: int, n: int = N) -> tuple[int, i
     rng = np.random.default_rng(seed)
     charts = [build_chart(draw(rng, n_reference), draw(rng, 30)) for _ in range(n)]
     known = [chart for chart in charts if chart is not None]
-    assert len(known) == n
+    assert len(known) > 0.99 * n
     return sum(c.value < c.center - c.n_sds * c.sd for c in known), sum(
         c.value > c.center + c.n_sds_rise * c.sd for c in known
     )
@@ -57,7 +57,7 @@ def test_a_chart_in_control_is_out_of_its_limits_as_rarely_as_stated(
 ) -> None:
     monkeypatch.setattr(health_statistics, "FALSE_ALARM", RATE)
     fell, rose = _out(draw, n_reference=60, seed=1)
-    most = stats.binom.isf(ALPHA, N, 2.0 * RATE)
+    most = stats.binom.isf(ALPHA, N, RATE)
     assert fell <= most
     assert rose <= most
 
@@ -72,7 +72,7 @@ def test_limits_that_take_the_spread_for_chance_alone_alarm_too_often(monkeypatc
         weights = 0.1 * 0.9 ** np.arange(30)
         naive = np.sqrt(chart.center * (1 - chart.center) * (weights**2).sum() / 180)
         n_out += chart.value < chart.center - chart.n_sds * naive
-    assert n_out > stats.binom.isf(ALPHA, 500, 2.0 * RATE)
+    assert n_out > stats.binom.isf(ALPHA, 500, RATE)
 
 
 def test_a_fall_by_a_quarter_is_seen_within_ten_intervals() -> None:
@@ -123,7 +123,7 @@ def test_drift_of_the_same_mix_stays_within_its_noise_as_stated(monkeypatch: pyt
         moved = drift(before, now)
         assert moved is not None
         n_out += moved.psi > moved.noise
-    assert n_out <= stats.binom.isf(ALPHA, N, 2.0 * RATE)
+    assert n_out <= stats.binom.isf(ALPHA, N, 1.5 * RATE)
     # The bound is not loose either: it is crossed, about as often as stated.
     assert n_out >= stats.binom.ppf(ALPHA, N, RATE / 4)
 

@@ -63,6 +63,9 @@ def test_outcomes_count_in_the_branch_and_the_interval_of_their_decision() -> No
     assert collector.add_decision((59_000, 0, 0), _shown("e", slots)) == []
     # The click comes in the next minute, and belongs to the first.
     assert collector.add_event((61_000, 0, 0), _event("e", 0), is_reward=True, is_feedback=False) == []
+    # A second reward of a slot is late, as it is for the learner.
+    again = JoinEvent(client_id="again", event_type="click", event_id="e", user_key="", item_id=None, slot=0, value=1.0)
+    collector.add_event((62_000, 0, 0), again, is_reward=True, is_feedback=False)
     assert collector.advance((70_000, 0, 0)) == []
     (closed,) = collector.advance((70_001, 0, 0))
     assert (closed.from_ms, closed.until_ms, closed.n_decisions) == (0, MINUTE, 1)
@@ -72,7 +75,7 @@ def test_outcomes_count_in_the_branch_and_the_interval_of_their_decision() -> No
     assert closed.items == {"a": 1}
     assert closed.genres == {"drama": 0.5, "crime": 0.5}
     (later,) = collector.open_intervals()
-    assert (later.n_rewards, later.last_reward_ms) == (1, 61_000)
+    assert (later.n_rewards, later.last_reward_ms) == (2, 62_000)
 
 
 def test_a_quiet_interval_lasts_until_enough_outcomes_are_known() -> None:
@@ -88,9 +91,11 @@ def test_a_session_is_as_long_as_its_slates_and_unknown_when_it_may_have_begun_b
     collector = _collector()
     collector.add_decision((0, 0, 0), _shown("cut", [_slot("a")], user_key="u"))
     start = 2 * GAP
+    closed = []
     for number in range(3):
-        collector.add_decision((start + number * MINUTE, 0, 0), _shown(f"e{number}", [_slot("a")], user_key="u"))
-    closed = collector.advance((start + 2 * MINUTE + GAP, 0, 0))
+        shown = _shown(f"e{number}", [_slot("a")], user_key="u")
+        closed += collector.add_decision((start + number * MINUTE, 0, 0), shown)
+    closed += collector.advance((start + 2 * MINUTE + GAP, 0, 0))
     closed += collector.advance((start + 10 * GAP, 0, 0))
     sessions = [i.sessions for i in (*closed, *collector.open_intervals()) if i.sessions.n]
     assert sessions == [Moments(1.0, 3.0, 9.0)]
@@ -169,7 +174,7 @@ def test_ordinary_intervals_are_found_healthy_and_measured() -> None:
         ({"sessions": Moments(50.0, 75.0, 150.0)}, "session_length"),
         ({"feedback": {"skip": 60, "like": 5}}, "feedback:skip"),
         ({"genres": {"a": 500.0, "b": 1.0}}, "genre_collapse"),
-        ({"genres": {"a": 300.0, "b": 200.0}}, "genre_collapse"),
+        ({"genres": {"a": 320.0, "b": 150.0, "c": 30.0}}, "genre_collapse"),
         ({"variety": Moments(1.0, 5.0, 25.0)}, "item_variety"),
         ({"bins": {"device": {"tv": 95, "phone": 5}}}, "feature_drift:device"),
         ({"weight_norms": {"m": 9.0}}, "weight_norm:m"),

@@ -83,6 +83,13 @@ def test_a_model_that_likes_one_genre_has_no_entropy_and_one_that_likes_two_has_
     assert probe_entropy(two, probe, n_top=6) == pytest.approx(1 / 3)
 
 
+def test_actions_that_tie_at_the_edge_share_what_is_left(logged: Logged, probe: ProbeSet) -> None:
+    table = _table(logged[0], {GENRES[0]: 2.0, GENRES[1]: 1.0, GENRES[2]: 1.0})
+    # Six slots of the best genre, and four for twelve items of two others.
+    shares = np.array([0.6, 0.2, 0.2])
+    assert probe_entropy(table, probe, n_top=10) == pytest.approx(-(shares * np.log(shares)).sum() / np.log(8))
+
+
 def test_a_model_of_another_schema_cannot_be_probed(logged: Logged, probe: ProbeSet) -> None:
     spec = _spec(logged[0])
     other = ModelSpec(bits=spec.bits, learning_rate=0.1, interactions=spec.interactions, schema_version="ffffffffffff")
