@@ -16,7 +16,6 @@ from bandit.health import Judgement, judge
 from bandit.health_intervals import Interval, IntervalCollector, Shown, ShownSlot
 from bandit.joining import JoinEvent, Position
 from service.config import Config
-from service.errors import StoreUnavailable
 from service.feature_records import item_record
 from service.items_view import ITEMS_STREAM
 from service.journal_reader import START, JournalReader, entry_order, just_before
@@ -339,21 +338,6 @@ class HealthWatch:
             if lag_s > limit:
                 reason = f"the {kind} has been behind the journal for {lag_s:.0f} s: it is down, stuck or too slow"
                 judgement.add(name, level="alarm", value=lag_s, limit=limit, reason=reason)
-
-
-async def fetch_verdict(board: HealthBoard, *, now_ms: int) -> HealthVerdict:
-    """Return the published verdict; without one, a verdict that says so: nobody watches."""
-    reason = f"no verdict was published for {VERDICT_TTL_MS // 1000} s: the health watch is down or cannot write"
-    try:
-        stored = await board.fetch()
-        if stored is not None:
-            return msgspec.msgpack.decode(stored, type=HealthVerdict)
-    except StoreUnavailable as error:
-        reason = f"the store does not answer: {error}"
-    alarm = HealthAlarm(
-        name="no_watch", level="alarm", since_unix_ms=now_ms, value=0.0, limit=VERDICT_TTL_MS / 1000, reason=reason
-    )
-    return HealthVerdict(at_unix_ms=now_ms, journal_ms=0, alarms=[alarm], values={}, model_versions={})
 
 
 def _feature(config: Config, name: str, namespaces: set[str]) -> Feature | None:

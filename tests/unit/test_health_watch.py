@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from service.errors import StoreUnavailable
-from service.health import HealthWatch, fetch_verdict
+from service.health import HealthWatch
+from service.health_report import fetch_verdict
 from service.messages import Checkpoint, HealthVerdict, Heartbeat, ModelSnapshot, WeightDelta, encode
 from service.processes import _watch
 from tests.statistical.collapse_world import MODEL, World
