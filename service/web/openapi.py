@@ -12,6 +12,7 @@ from service.explanation import Explanation
 from service.wire import (
     AcceptedResponse,
     EventBody,
+    HealthReport,
     Problem,
     RecommendRequest,
     RecommendResponse,
@@ -23,6 +24,7 @@ _TYPES = (
     AcceptedResponse,
     EventBody,
     Explanation,
+    HealthReport,
     Item,
     Problem,
     RecommendRequest,
@@ -38,6 +40,7 @@ _OPERATIONS: dict[tuple[str, str], tuple[str, Any, int, Any]] = {
     ("post", "/v1/reward"): ("Reward one slot with a number", RewardBody, 202, AcceptedResponse),
     ("get", "/v1/decisions/{event_id}"): ("Explain a decision", None, 200, Explanation),
     ("get", "/v1/surfaces"): ("The declared surfaces", None, 200, None),
+    ("get", "/v1/health"): ("Collapse, blindness and drift: what is wrong, and why", None, 200, HealthReport),
     ("put", "/v1/items"): ("Put items (array or NDJSON)", [Item], 202, AcceptedResponse),
     ("get", "/v1/items"): ("Get items by `ids`", None, 200, [Item]),
     ("get", "/v1/items/{item_id}"): ("Get an item", None, 200, Item),
