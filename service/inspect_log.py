@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from service.adapters.archive_files import read_rows, reading
 from service.adapters.redis_store import RedisChangeLog, RedisJournal, RedisUserStates, connect
 from service.audit import audit_decision
 from service.audit_statistics import AuditStatistics
@@ -80,14 +79,12 @@ class AuditFindings(Findings):
 
 
 def read_archive(folder: Path) -> Iterator[Decision]:
-    """Yield the archived decisions, file by file and row group by row group."""
-    for path in sorted((folder / "decisions").rglob("*.parquet")):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256, columns=["record"]):
-                for record in batch.column("record"):
-                    decision = journal_decoder.decode(record.as_buffer())
-                    assert isinstance(decision, Decision)
-                    yield decision
+    """Yield the archived decisions in the order of the journal, a few at a time."""
+    with reading(folder):
+        for _, row in read_rows(folder, "decisions", ["record"]):
+            decision = journal_decoder.decode(row["record"])
+            assert isinstance(decision, Decision)
+            yield decision
 
 
 async def read_journal(config: Config, url: str) -> AsyncIterator[JournalEntry]:

@@ -22,6 +22,7 @@ from service.messages import (
     ConfigOverride,
     Decision,
     DecisionSummary,
+    Erasure,
     Event,
     Heartbeat,
     Interaction,
@@ -144,6 +145,7 @@ VALUES: dict[str, Stored] = {
     "config_change": ConfigChange(
         at_unix_ms=_AT, key="surfaces.home.exploration.rate", old=0.1, new=0.2, author="ops", reason="launch"
     ),
+    "erasure": Erasure(user_key="5f3c", at_unix_ms=_AT),
     "item_upsert": ItemUpsert(
         item=Item(
             id="tt1675434",
@@ -224,6 +226,23 @@ VALUES: dict[str, Stored] = {
     ),
     "outcome": Outcome(
         event_id="01KAT5N2M2", slot=0, item_id="m1", reward=0.3125, kind="reward", at_unix_ms=_AT, delay_ms=2_020
+    ),
+    "outcome_drawn": Outcome(
+        event_id="01KAT5N2M2",
+        slot=0,
+        item_id="m1",
+        reward=0.3125,
+        kind="reward",
+        at_unix_ms=_AT,
+        delay_ms=2_020,
+        surface="home",
+        model="films",
+        decision_journal_id="1795382942942-0",
+        decided_at_unix_ms=_AT - 2_030,
+        user_key="5f3c",
+        propensity=0.0125,
+        branch="uniform",
+        is_explored=True,
     ),
 }
 
