@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from service.archive import Archiver
 from service.config import ArchiveConfig
 from service.errors import StoreUnavailable
 from service.learn import LearnerLoop
-from service.messages import Decision, Heartbeat, journal_decoder
+from service.messages import Decision, Heartbeat, encode, journal_decoder
 from service.metrics import Metrics
 from tests.unit.test_learn import CONFIG, HAPPENINGS, World, _drain, _write
 
@@ -159,30 +160,64 @@ async def test_the_stories_of_the_strategy_are_rich_enough_to_tell() -> None:
         rows = archived(Path(folder))
         assert rows == await learned(world)
     assert Counter(kind for *_, kind, _, _ in rows) == {"reward": 3, "late": 1, "default": 1}
-    assert [reward for event_id, slot, _, reward, kind, *_ in rows if (event_id, slot) == ("e1", 0)] == [0.7]
+    assert [reward for event_id, slot, _, reward, kind, *_ in rows if (event_id, slot) == ("e1", 0)] == [pytest.approx(0.7)]
 
 
-async def test_the_journal_is_kept_from_the_archivers_oldest_open_entry_on() -> None:
-    """The learner is done with everything, the archiver has an open decision: a restart must find it."""
+async def test_an_event_that_had_its_decision_does_not_wait_for_another_after_a_restart() -> None:
+    """Its decision is closed and before the oldest open entry, so that rereading does not find it."""
     world = World()
     await world.decide("e0")
-    world.now_ms += 1_000
+    world.now_ms += 10_000
+    await world.decide("open", surface="slow")
+    world.now_ms += 5_000
+    await world.happen("e0", slot=0)
+    world.now_ms += 7_000
     await world.beat()
-    checkpointed = await learned(world)
-    assert not checkpointed
-    world.now_ms += 40_000
     with tempfile.TemporaryDirectory() as folder:
         archiver, _ = archiver_of(world, Path(folder))
         await archiver.step()
         await archiver.flush()
-        kept = await world.journal.read({0: "0-0"}, count=100, block_ms=0)
-        kinds = [type(journal_decoder.decode(payload)) for _, payload in kept[0]]
-        assert kinds == [Decision, Heartbeat]
+        world.now_ms += 1_000
+        await world.journal.append(0, [encode(await _decision(world, "e0"))])
+        world.now_ms += 60_000
         await world.beat()
         archiver, _ = archiver_of(world, Path(folder))
         await archiver.step()
         await archiver.flush()
+        assert archived(Path(folder)) == await learned(world)
+
+
+async def _decision(world: World, event_id: str) -> Decision:
+    """A decision of the journal, as when a caller uses its id again after the claim has expired."""
+    for _, payload in (await world.journal.read({0: "0-0"}, count=100, block_ms=0))[0]:
+        entry = journal_decoder.decode(payload)
+        if isinstance(entry, Decision) and entry.event_id == event_id:
+            return entry
+    raise AssertionError(event_id)
+
+
+async def test_the_journal_is_kept_from_the_archivers_oldest_open_entry_on() -> None:
+    """The learner is done with everything, the archiver is behind with a decision open: a restart must find it."""
+    world = World()
+    await world.decide("e0")
+    world.now_ms += 1_000
+    await world.beat()
+    with tempfile.TemporaryDirectory() as folder:
+        archiver, _ = archiver_of(world, Path(folder))
+        await archiver.step()
+        world.now_ms += 40_000
+        await world.beat()
+        assert len(await learned(world)) == 2
+        await archiver.flush()
+        kept = await world.journal.read({0: "0-0"}, count=100, block_ms=0)
+        kinds = [type(journal_decoder.decode(payload)) for _, payload in kept[0]]
+        assert kinds == [Decision, Heartbeat, Heartbeat]
+        archiver, _ = archiver_of(world, Path(folder))
+        await archiver.step()
+        await archiver.flush()
         assert [kind for *_, kind, _, _ in archived(Path(folder))] == ["default", "default"]
+        kept = await world.journal.read({0: "0-0"}, count=100, block_ms=0)
+        assert len(kept[0]) == 1
 
 
 async def test_an_idle_archiver_trims_what_has_become_old_enough() -> None:
