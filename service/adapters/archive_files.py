@@ -88,7 +88,8 @@ EMPTY = {kind: schema.empty_table() for kind, schema in SCHEMAS.items()}
 
 _VERSION = b"hone_schema"
 _ERASED = b"hone_erased"
-_LOCK = "lock"
+# Readers share it; who takes files away has it alone.
+LOCK = "lock"
 _ROWS_AT_ONCE = 256
 # Rows are gathered up to this size before they are written as one row group.
 _GROUP_BYTES = 32 << 20
@@ -163,9 +164,9 @@ def files_of(folder: Path, kind: str) -> list[ArchiveFile]:
 def reading(folder: Path) -> Iterator[None]:
     """Keep merged and expired files in place while they are read; new ones may come."""
     try:
-        lock = (folder / _LOCK).open("rb")
+        lock = (folder / LOCK).open("rb")
     except FileNotFoundError:
-        # A copy, or an archive that nobody writes yet.
+        # A copy of the files, or no archive yet.
         yield
         return
     with lock:
@@ -176,7 +177,7 @@ def reading(folder: Path) -> Iterator[None]:
 @contextmanager
 def replacing(folder: Path) -> Iterator[bool]:
     """Yield whether files may be taken away now: not while somebody reads."""
-    with (folder / _LOCK).open("ab") as lock:
+    with (folder / LOCK).open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -228,8 +229,9 @@ def tables_of(path: Path, kind: str, columns: Sequence[str] | None = None) -> It
     names = SCHEMAS[kind].names if columns is None else list(columns)
     schema = pa.schema([SCHEMAS[kind].field(name) for name in names])
     with pq.ParquetFile(path) as file:
-        _check_version(file.schema_arrow, kind, path)
-        held = [name for name in names if name in file.schema_arrow.names]
+        stored = file.schema_arrow
+        _check_version(stored, kind, path)
+        held = [name for name in names if name in stored.names]
         for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=held):
             columns_held = dict(zip(held, batch.columns, strict=True))
             arrays = [

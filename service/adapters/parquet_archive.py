@@ -17,6 +17,7 @@ import msgspec
 import pyarrow as pa
 
 from service.adapters.archive_files import (
+    LOCK,
     SCHEMAS,
     file_name,
     hour_folders,
@@ -55,6 +56,7 @@ class ParquetArchive:
         self._has_failed = False
         self._merged: set[Path] = set()
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCK).touch()
         self._erased = ErasedUsers(folder)
         self._remove_leftovers()
 

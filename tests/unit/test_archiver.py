@@ -160,7 +160,9 @@ async def test_the_stories_of_the_strategy_are_rich_enough_to_tell() -> None:
         rows = archived(Path(folder))
         assert rows == await learned(world)
     assert Counter(kind for *_, kind, _, _ in rows) == {"reward": 3, "late": 1, "default": 1}
-    assert [reward for event_id, slot, _, reward, kind, *_ in rows if (event_id, slot) == ("e1", 0)] == [pytest.approx(0.7)]
+    assert [reward for event_id, slot, _, reward, kind, *_ in rows if (event_id, slot) == ("e1", 0)] == [
+        pytest.approx(0.7)
+    ]
 
 
 async def test_an_event_that_had_its_decision_does_not_wait_for_another_after_a_restart() -> None:
