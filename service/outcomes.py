@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from bandit.joining import Joined, Joiner, JoinEvent, Position
 from service.config import Config
 from service.journal_reader import entry_id_of
-from service.messages import Decision, Event, JournalEntry, Outcome, SlotRecord
+from service.messages import Decision, Event, JournalEntry, Outcome
 
 # Slots that were not drawn have no propensity to learn from, so no outcome either.
-_PLACED = frozenset({"sponsored", "pinned"})
+PLACED = frozenset({"sponsored", "pinned"})
 _GREEDY = "greedy"
 
 
@@ -82,7 +82,7 @@ class OutcomeJoins:
             policy=policy,
             item_ids=[slot.item_id for slot in entry.slots],
             user_key=entry.user_key,
-            learnable=[is_learnable(slot) for slot in entry.slots],
+            learnable=[slot.reason not in PLACED for slot in entry.slots],
             payload=_Shown(
                 journal_id=entry_id_of(position),
                 decided_at_unix_ms=entry.decided_at_unix_ms,
@@ -92,11 +92,6 @@ class OutcomeJoins:
                 slots=[(slot.item_id, slot.propensity, slot.branch) for slot in entry.slots],
             ),
         )
-
-
-def is_learnable(slot: SlotRecord) -> bool:
-    """Return whether a slot was drawn, and so has an outcome."""
-    return slot.reason not in _PLACED
 
 
 def _join_event(event: Event) -> JoinEvent:
