@@ -57,13 +57,15 @@ class ExportReport:
     Attributes:
         n_lines: Slots exported.
         left_out: Slots that are not, by reason: `late` reward; `open`, their window had not ended; `no_decision` in
-            the archive; for exports that draw again, a `propensity` that does not replay, or `other_schema` of
-            features. `actions_unknown` counts actions that were exported without item features.
+            the archive; `propensity` that does not replay, and `other_schema` of features, for exports that draw
+            again.
+        n_undescribed: Actions that evaluation exported without item features: the items are not known.
         n_erased: Decisions of the whole archive that were erased with their users.
     """
 
     n_lines: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+    n_undescribed: int = 0
     n_erased: int = 0
 
 
@@ -269,7 +271,7 @@ class Exporter:
             if features is None:
                 item = self._items.item(item_id, decision.versions.catalogue)
                 if item is None:
-                    self.report.left_out["actions_unknown"] += 1
+                    self.report.n_undescribed += 1
                 source = candidates.source_names[candidates.sources[action]]
                 features = {
                     "item": schema.named("item", item_record(item)) if item is not None else {},

@@ -50,9 +50,11 @@ class AuditFindings(Findings):
 
     Attributes:
         statistics: Tests of what recomputation cannot see.
+        erased: Decisions that are missing because they were erased with their users.
     """
 
     statistics: AuditStatistics = field(default_factory=lambda: AuditStatistics(seed=0))
+    erased: int = 0
 
     @property
     def is_clean(self) -> bool:
@@ -72,6 +74,7 @@ class AuditFindings(Findings):
         return {
             "checked": self.checked,
             "mismatches": self.mismatches,
+            "erased": self.erased,
             "examples": self.examples,
             "statistics": self.statistics.summary(),
             "clean": self.is_clean,

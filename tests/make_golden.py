@@ -15,6 +15,7 @@ import numpy as np
 from bandit.exploration import Epsilon
 from bandit.rules import Discovery, Freshness, MaxPer, Prior
 from retrieval.items import Item
+from service.adapters.parquet_archive import ParquetArchive
 from service.messages import (
     CandidateList,
     Checkpoint,
@@ -38,6 +39,7 @@ from service.messages import (
     WeightDelta,
     encode,
 )
+from service.ports import ArchiveBatch, OpenJoins, OutcomeRow
 
 FOLDER = Path(__file__).with_name("golden")
 _AT = 1_795_382_944_962
@@ -247,6 +249,18 @@ VALUES: dict[str, Stored] = {
 }
 
 
+# One archive with a row of every kind. Its files are kept as they were first written, for ever.
+ARCHIVE = FOLDER / "archive"
+_OUTCOME = VALUES["outcome_drawn"]
+assert isinstance(_OUTCOME, Outcome)
+ARCHIVED = ArchiveBatch(
+    positions={0: f"{_AT}-2"},
+    entries={0: [(f"{_AT}-0", DECISION), (f"{_AT}-1", VALUES["event"]), (f"{_AT}-2", VALUES["config_change"])]},  # type: ignore[list-item]
+    outcomes=[OutcomeRow(partition=0, journal_id=f"{_AT}-2", ordinal=0, outcome=_OUTCOME)],
+    joins=OpenJoins(oldest_open={0: f"{_AT}-0"}, waiting={"films": [(0, f"{_AT}-1")]}),
+)
+
+
 def stored_path(name: str) -> Path:
     """Return the file with the stored bytes of a message."""
     value = VALUES[name]
@@ -267,6 +281,9 @@ def main() -> int:
             if not target.exists():
                 target.write_bytes(content)
                 sys.stdout.write(f"wrote {target.name}\n")
+    if not (archive := FOLDER / ARCHIVE.name).exists():
+        ParquetArchive(archive).write(ARCHIVED)
+        sys.stdout.write(f"wrote {archive.name}\n")
     return 0
 
 
