@@ -45,6 +45,9 @@ class Exported(World):
         self.scored_by_weights = frozenset([(await self.decide(self.workers[n % 2])).event_id for n in range(30)])
         for worker in self.workers:
             await worker.shipped()
+        # Items are others by now.
+        for item_id in sorted(self.live):
+            await self.put(item_id)
         self.now_ms += 400_000
         await self.settle()
         await self.close()

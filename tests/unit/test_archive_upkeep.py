@@ -278,3 +278,14 @@ def test_an_archive_that_lost_rows_to_erasure_is_still_read_as_a_whole(folder: P
     assert store.events_of("k0", limit=5) == []
     store.close()
     assert sum(pq.read_metadata(path).num_rows for path in (folder / "decisions").rglob("*.parquet")) == 0
+
+
+def test_counts_of_erased_rows_add_up_over_erasures_and_merges(folder: Path) -> None:
+    archive = ParquetArchive(folder)
+    _write(archive, hours=2, batches=3)
+    assert _keep_up(archive) == 4, "users then share files"
+    for number, user in enumerate(("k0", "k1", "k2")):
+        _erase(archive, user, after=number + 2, until_ms=START_MS + 2 * HOUR_MS)
+        _keep_up(archive)
+        assert len(_rows(folder)["decisions"]) == 12 - 4 * (number + 1)
+        assert (n_erased(folder, "decisions"), n_erased(folder, "events")) == (4 * (number + 1), 8 * (number + 1))
