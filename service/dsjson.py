@@ -40,8 +40,8 @@ class Explored:
     def of(cls, here: SlotPmf, *, action: int, branch: str) -> Explored:
         """Take a slot's mixture apart."""
         mixture = here.mixture
-        masses = {"uniform": mixture.uniform, "shortlist": float(mixture.shortlist_masses.sum())}
-        on_shortlist = mixture.shortlist_masses[mixture.shortlist == action]
+        masses = {"uniform": mixture.uniform, "shortlist": float(mixture.shortlist.sum())}
+        on_shortlist = mixture.shortlist[here.view.top == action]
         own = {"uniform": mixture.uniform / here.view.n_allowed, "shortlist": float(on_shortlist.sum())}
         explored = sum(masses.values())
         return cls(

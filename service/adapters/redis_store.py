@@ -40,11 +40,18 @@ _FENCED_ADD = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
 return redis.call('XADD', KEYS[2], '*', 'e', ARGV[2])
 """
-# A missing stream has no last id; '0-0' then reads it whole.
+# One earlier snapshot is kept, and the deltas since. A snapshot at the position of the present one replaces it: written
+# twice, it must not become its own predecessor.
+# KEYS: epoch, snapshot, earlier snapshot, position, stream. ARGV: epoch, snapshot, its position in the stream.
 _FENCED_SNAPSHOT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
+local before = redis.call('GET', KEYS[4])
+if before ~= ARGV[3] then
+  if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('RENAME', KEYS[2], KEYS[3]) end
+  if before then redis.call('XTRIM', KEYS[5], 'MINID', before) end
+end
 redis.call('SET', KEYS[2], ARGV[2])
-redis.call('XTRIM', KEYS[3], 'MINID', ARGV[3])
+redis.call('SET', KEYS[4], ARGV[3])
 return 'OK'
 """
 
@@ -279,9 +286,10 @@ class RedisModelStore:
         return entry_id
 
     async def publish_snapshot(self, model: str, epoch: int, snapshot: bytes) -> None:
-        """Set under the fence and trim the deltas before it."""
+        """Set under the fence, keep the one before it, and trim the deltas that one includes."""
         stream_id = msgspec.msgpack.decode(snapshot)["stream_id"]
-        keys = [_epoch_key(model), f"hone:snapshot:{{{model}}}", self.weights_stream(model)]
+        current = _snapshot_key(model)
+        keys = [_epoch_key(model), current, f"{current}:earlier", f"{current}:position", self.weights_stream(model)]
         await self._fenced(_FENCED_SNAPSHOT, keys, epoch, snapshot, stream_id)
 
     async def last_delta(self, model: str) -> tuple[str, bytes] | None:
@@ -293,7 +301,13 @@ class RedisModelStore:
     async def load_snapshot(self, model: str) -> bytes | None:
         """Get it."""
         async with _store_errors():
-            found: Any = await self._client.get(f"hone:snapshot:{{{model}}}")
+            found: Any = await self._client.get(_snapshot_key(model))
+            return cast("bytes | None", found)
+
+    async def load_earlier_snapshot(self, model: str) -> bytes | None:
+        """Get it."""
+        async with _store_errors():
+            found: Any = await self._client.get(f"{_snapshot_key(model)}:earlier")
             return cast("bytes | None", found)
 
     async def _fenced(self, script: str, keys: list[str], epoch: int, *arguments: bytes | str) -> Any:  # noqa: ANN401
@@ -324,6 +338,10 @@ def _add_newer(
         prefix = _user_prefix(user_id)
         scored = [part for member, at_ms in members.items() for part in (str(at_ms), member)]
         pipeline.eval(_ADD_NEWER, 2, f"{prefix}{name}", f"{prefix}erased", str(limit), str(ttl_s), *scored)
+
+
+def _snapshot_key(model: str) -> str:
+    return f"hone:snapshot:{{{model}}}"
 
 
 def _epoch_key(model: str) -> str:

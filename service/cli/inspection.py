@@ -1,4 +1,4 @@
-"""`hone doctor`, `hone audit`, `hone explain`, `hone config check`."""
+"""`hone doctor`, `hone audit`, `hone explain`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from rich.table import Table
 
 from service.adapters.archive_files import n_erased
 from service.adapters.embedded_store import running_store
-from service.adapters.redis_store import RedisJournal, connect
+from service.adapters.redis_store import RedisChangeLog, RedisJournal, RedisModelStore, connect
 from service.audit_simulation import simulate_decisions
 from service.cli.settings import settings_of
 from service.config import Config
 from service.doctor import Diagnosis, diagnose
-from service.errors import NotFound
-from service.explain import explain, find_decision
+from service.explain import Explainer
+from service.explanation import Explanation
 from service.inspect_log import AuditFindings, audit_journal, read_archive
-from service.messages import Decision
+
+_STORE_TIMEOUT_S = 5.0
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-
-config_app = typer.Typer(no_args_is_help=True, help="The configuration.")
 
 
 def doctor(context: typer.Context, as_json: AsJson = False) -> None:
@@ -84,40 +83,32 @@ def explain_command(
     """Say why each slot of a decision holds what it holds."""
     config = settings_of(context).load()
     with running_store(config) as url:
-        explanation = explain(asyncio.run(_find(config, url, event_id)))
+        explanation = asyncio.run(_explain(config, url, event_id))
     if as_json:
         print(_json(explanation))
         return
-    print(f"{event_id} on {explanation['surface']}, {explanation['n_candidates']} candidates")
-    for slot in explanation["slots"]:
-        print(f"{slot['slot']:>3}  {slot['reason']:<9} score {slot['score']:+.4f} boost {slot['boost']:+.4f}  ", end="")
-        print(f"from {slot['source']}. {slot['in_words']}")
+    print(f"{event_id} on {explanation.surface}, {explanation.n_candidates} candidates")
+    print(explanation.weights.in_words)
+    for slot in explanation.slots:
+        print(f"{slot.slot:>3}  {slot.reason:<9} from {slot.source}. {slot.in_words}")
+        of_explorer = slot.explorer.in_words if slot.explorer else ""
+        gave_way = f"Gave way: {', '.join(slot.rules_that_gave_way)}." if slot.rules_that_gave_way else ""
+        for line in filter(None, (of_explorer, slot.score_in_words, slot.rules_in_words, gave_way)):
+            print(f"     {line}")
 
 
-async def _find(config: Config, url: str, event_id: str) -> Decision:
-    client = connect(url, timeout_s=5.0)
+async def _explain(config: Config, url: str, event_id: str) -> Explanation:
+    client = connect(url, timeout_s=_STORE_TIMEOUT_S)
     try:
-        found = await find_decision(RedisJournal(client, n_partitions=config.store.partitions), event_id)
+        explainer = Explainer(
+            config=config,
+            journal=RedisJournal(client, n_partitions=config.store.partitions),
+            models=RedisModelStore(client),
+            log=RedisChangeLog(client),
+        )
+        return await explainer.explain(event_id)
     finally:
         await client.aclose()
-    if found is None:
-        raise NotFound(f"no decision {event_id!r} in the journal")
-    return found
-
-
-@config_app.callback()
-def _config() -> None:
-    """The configuration."""
-
-
-@config_app.command("check", epilog="Example: hone --config hone.toml config check")
-def check(context: typer.Context) -> None:
-    """Check the configuration and print the effective one as JSON."""
-    config = settings_of(context).load()
-    safe = msgspec.structs.replace(
-        config, salt="(set)" if config.salt else "", artefact_key="(set)" if config.artefact_key else ""
-    )
-    print(_json(safe))
 
 
 def _show(diagnosis: Diagnosis) -> None:
@@ -138,4 +129,3 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: hone doctor --json")(doctor)
     app.command(epilog="Example: hone audit --json")(audit)
     app.command("explain", epilog="Example: hone explain 01M82JHSBTGSVG6S5R2DSNGQ6A")(explain_command)
-    app.add_typer(config_app, name="config")

@@ -125,7 +125,7 @@ async def _disturbed(world: World, folder: Path, limit: int, trouble: list[str])
     await archiver.flush()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(HAPPENINGS, TROUBLE, st.integers(1, 6), st.integers(1, 3))
 async def test_outcomes_are_what_the_learner_joined_in_its_order_whatever_happens_to_the_archiver(
     happenings: list[Any], trouble: list[str], limit: int, n_partitions: int
