@@ -282,3 +282,12 @@ async def test_slots_that_are_open_are_said_to_be(tmp_path: Path) -> None:
         exporter = Exporter(world.config, folder_of(world))
         assert list(exporter.lines(kind, ALL)) == []  # type: ignore[arg-type]
         assert exporter.report.left_out["open"] == n_slots
+
+
+def test_vws_command_line_does_warn_of_lines_that_it_cannot_read(world: Exported, tmp_path: Path) -> None:
+    """The control of the tests above: their silence says something."""
+    line = orjson.loads(next(Exporter(world.config, folder_of(world)).lines("dsjson-training", ALL)))
+    path = tmp_path / "wrong.dsjson"
+    path.write_bytes(orjson.dumps({**line, "_labelIndex": 7}, option=orjson.OPT_APPEND_NEWLINE))
+    _, warnings = run_cli_driver(["--dsjson", "-d", str(path), "-t", "--cb_adf"])
+    assert warnings
