@@ -23,6 +23,7 @@ from service.learned import LearnedDecision
 from service.messages import (
     Checkpoint,
     ConfigChange,
+    Erasure,
     Event,
     Heartbeat,
     Impression,
@@ -65,7 +66,9 @@ class ModelLoop(Generic[L]):
     applied; a new learner rebuilds open joins by rereading from the oldest open entry, without learning again.
     """
 
-    _decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(LearnedDecision | Event | Heartbeat | ConfigChange)
+    _decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
+        LearnedDecision | Event | Heartbeat | ConfigChange | Erasure
+    )
 
     def __init__(
         self,

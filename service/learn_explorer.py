@@ -18,6 +18,7 @@ from service.learned import LearnedDecision, LearnedSlot
 from service.messages import (
     Checkpoint,
     ConfigChange,
+    Erasure,
     Event,
     Heartbeat,
     Impression,
@@ -62,7 +63,7 @@ class ExplorerLoop(ModelLoop[Explorer]):
         check: loads a model in another process; False when that failed.
     """
 
-    _decoder = msgspec.msgpack.Decoder(ExploredDecision | Event | Heartbeat | ConfigChange)
+    _decoder = msgspec.msgpack.Decoder(ExploredDecision | Event | Heartbeat | ConfigChange | Erasure)
 
     def __init__(
         self,

@@ -39,7 +39,7 @@ def learn(context: typer.Context) -> None:
 
 
 def archive(context: typer.Context) -> None:
-    """Run the archiver: journal to Parquet."""
+    """Run the archiver: journal and outcomes to Parquet; merges, expires and erases what is archived."""
     run_archiver(settings_of(context).load())
 
 
