@@ -44,17 +44,26 @@ class Learner:
     pick by K and cost hundreds of times more.
     """
 
-    def __init__(self, spec: ModelSpec, model_bytes: bytes | None = None) -> None:
-        """Start empty, or from `model_bytes` of an earlier `serialize`.
+    def __init__(
+        self, spec: ModelSpec, model_bytes: bytes | None = None, *, min_propensity: float = MIN_LEARNING_PROPENSITY
+    ) -> None:
+        """Start empty, or from `model_bytes` of an earlier `serialize`, going on at the spec's learning rate.
+
+        Args:
+            spec: shape of the model.
+            model_bytes: whole and trusted: VW loads many damaged models without a word.
+            min_propensity: smaller ones count as this, so that an importance weight is at most its inverse.
 
         Raises:
             ValueError: the bytes hold a model of another shape.
         """
         self.spec = spec
+        self._min_propensity = min_propensity
         self._pool = ExamplePool()
-        self._workspace: VwWorkspace = (
-            Workspace(spec.arguments()) if model_bytes is None else Workspace(model_data=model_bytes)
-        )
+        try:
+            self._workspace: VwWorkspace = Workspace(spec.arguments(), model_data=model_bytes)
+        except RuntimeError as error:
+            raise ValueError(f"model must have {1 << spec.bits} weights and one sub-model: {error}") from error
         shape = self._workspace.weights().shape
         if shape[:2] != (1 << spec.bits, 1):
             raise ValueError(f"model must have {1 << spec.bits} weights and one sub-model, got shape {shape}")
@@ -74,7 +83,7 @@ class Learner:
             reward: better is up.
             propensity: the logged conditional propensity, in (0, 1].
         """
-        label = CBLabel(label=(-reward, max(propensity, MIN_LEARNING_PROPENSITY)))
+        label = CBLabel(label=(-reward, max(propensity, self._min_propensity)))
         examples = [self._pool.fill_shared(shared), self._pool.fill_action(0, action, label=label)]
         cost = predict_then_learn_cost(self._workspace, examples)
         self.loss_sum += (reward + cost) ** 2

@@ -245,7 +245,29 @@ class ConfigChange(Stored, frozen=True, kw_only=True, tag_field="type", tag="con
     reason: str
 
 
-JournalEntry = Decision | Event | Heartbeat | ConfigChange
+class Promotion(Stored, frozen=True, kw_only=True, tag_field="type", tag="promotion"):
+    """A model goes on from an artefact, from this entry's place in the journal on.
+
+    Attributes:
+        at_unix_ms: When it was asked for.
+        model: The model.
+        artefact: Id of what it goes on from.
+        checksum: SHA-256 of the stored artefact, hexadecimal.
+        stage: canary, full or rollback.
+        author: Who asked.
+        reason: Why, with the figures of the gates.
+    """
+
+    at_unix_ms: int
+    model: str
+    artefact: str
+    checksum: str
+    stage: str
+    author: str
+    reason: str
+
+
+JournalEntry = Decision | Event | Heartbeat | ConfigChange | Promotion
 
 # --- streams that every worker follows -----------------------------------------------------------------------------
 
@@ -413,6 +435,18 @@ class ModelSnapshot(Stored, frozen=True, kw_only=True):
     workspace_digest: str = ""
 
 
+class Artefact(Stored, frozen=True, kw_only=True):
+    """A trained model that may be promoted; it never changes.
+
+    Attributes:
+        manifest: JSON with checksum and, given a key, a signature.
+        workspace: Serialised VW workspace.
+    """
+
+    manifest: bytes
+    workspace: bytes
+
+
 class Checkpoint(Stored, frozen=True, kw_only=True):
     """All that a learner needs to go on as if it had never stopped.
 
@@ -428,6 +462,7 @@ class Checkpoint(Stored, frozen=True, kw_only=True):
         counters: Outcomes and events by reason.
         item_stats: Encoded `ItemStats` of every item as of `positions`; empty when this learner counts none.
         waiting: Journal ids of events that wait for their decision, by partition; None in older checkpoints.
+        artefact: Id of the artefact that the model goes on from; empty when it began from nothing.
     """
 
     epoch: int
@@ -441,6 +476,7 @@ class Checkpoint(Stored, frozen=True, kw_only=True):
     counters: dict[str, int]
     waiting: dict[str, list[str]] | None = None
     item_stats: bytes = b""
+    artefact: str = ""
 
 
 class Outcome(Stored, frozen=True, kw_only=True):

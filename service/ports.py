@@ -156,6 +156,15 @@ class ModelStore(Protocol):
     async def load_snapshot(self, model: str) -> bytes | None:
         """Return the snapshot, None before the first."""
 
+    async def put_artefact(self, model: str, artefact_id: str, artefact: bytes) -> None:
+        """Store an artefact; one that is there already stays as it is. Needs no epoch: nothing serves from it yet."""
+
+    async def load_artefact(self, model: str, artefact_id: str) -> bytes | None:
+        """Return an artefact, None when there is none of that id."""
+
+    async def artefact_ids(self, model: str) -> list[str]:
+        """Return the ids of a model's artefacts, in order of the ids."""
+
     def weights_stream(self, model: str) -> str:
         """Return the name of the model's weight stream, to follow with `ChangeLog.read`."""
 

@@ -211,6 +211,7 @@ class MemoryModelStore:
         self._epochs: dict[str, int] = {}
         self._checkpoints: dict[str, bytes] = {}
         self._snapshots: dict[str, bytes] = {}
+        self._artefacts: dict[tuple[str, str], bytes] = {}
 
     def weights_stream(self, model: str) -> str:
         """Return `hone:weights:{<model>}`."""
@@ -257,6 +258,21 @@ class MemoryModelStore:
         """Get it."""
         await asyncio.sleep(0)
         return self._snapshots.get(model)
+
+    async def put_artefact(self, model: str, artefact_id: str, artefact: bytes) -> None:
+        """Keep it if it is not there."""
+        await asyncio.sleep(0)
+        self._artefacts.setdefault((model, artefact_id), artefact)
+
+    async def load_artefact(self, model: str, artefact_id: str) -> bytes | None:
+        """Get it."""
+        await asyncio.sleep(0)
+        return self._artefacts.get((model, artefact_id))
+
+    async def artefact_ids(self, model: str) -> list[str]:
+        """Return the names."""
+        await asyncio.sleep(0)
+        return sorted(artefact_id for of, artefact_id in self._artefacts if of == model)
 
     def _check(self, model: str, epoch: int) -> None:
         if self._epochs.get(model) != epoch:

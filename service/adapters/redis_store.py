@@ -296,6 +296,26 @@ class RedisModelStore:
             found: Any = await self._client.get(f"hone:snapshot:{{{model}}}")
             return cast("bytes | None", found)
 
+    async def put_artefact(self, model: str, artefact_id: str, artefact: bytes) -> None:
+        """Set it if it is not there, and its name, in one transaction."""
+        async with _store_errors():
+            pipeline = self._client.pipeline(transaction=True)
+            pipeline.set(f"hone:artefact:{{{model}}}:{artefact_id}", artefact, nx=True)
+            pipeline.sadd(f"hone:artefacts:{{{model}}}", artefact_id)
+            await pipeline.execute()
+
+    async def load_artefact(self, model: str, artefact_id: str) -> bytes | None:
+        """Get it."""
+        async with _store_errors():
+            found: Any = await self._client.get(f"hone:artefact:{{{model}}}:{artefact_id}")
+            return cast("bytes | None", found)
+
+    async def artefact_ids(self, model: str) -> list[str]:
+        """Read the set of names."""
+        async with _store_errors():
+            found: Any = await cast("Any", self._client.smembers(f"hone:artefacts:{{{model}}}"))
+            return sorted(name.decode() for name in found)
+
     async def _fenced(self, script: str, keys: list[str], epoch: int, *arguments: bytes | str) -> Any:  # noqa: ANN401
         async with _store_errors():
             return await self._client.eval(script, len(keys), *keys, str(epoch), *arguments)

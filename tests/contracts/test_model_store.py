@@ -121,6 +121,16 @@ async def test_models_do_not_share_anything(adapters: Adapters) -> None:
     assert await models.load_checkpoint("other") == b"other"
 
 
+async def test_an_artefact_never_changes_once_it_is_there(adapters: Adapters) -> None:
+    models = adapters.models()
+    assert (await models.load_artefact("m", "a"), await models.artefact_ids("m")) == (None, [])
+    for artefact_id, content in (("b", b"b"), ("a", bytes(range(256))), ("a", b"other")):
+        await models.put_artefact("m", artefact_id, content)
+    assert await models.load_artefact("m", "a") == bytes(range(256))
+    assert await models.artefact_ids("m") == ["a", "b"]
+    assert (await models.load_artefact("other", "a"), await models.artefact_ids("other")) == (None, [])
+
+
 async def test_every_call_to_a_store_that_is_away_raises_store_unavailable(nowhere: Redis) -> None:
     models = RedisModelStore(nowhere)
     calls = [
@@ -131,6 +141,9 @@ async def test_every_call_to_a_store_that_is_away_raises_store_unavailable(nowhe
         lambda: models.publish_snapshot("m", 1, _snapshot("0-0")),
         lambda: models.last_delta("m"),
         lambda: models.load_snapshot("m"),
+        lambda: models.put_artefact("m", "a", b""),
+        lambda: models.load_artefact("m", "a"),
+        lambda: models.artefact_ids("m"),
     ]
     for call in calls:
         with pytest.raises(StoreUnavailable):
