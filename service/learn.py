@@ -19,7 +19,7 @@ from service.errors import StoreUnavailable
 from service.feedback import interaction_of
 from service.impressions import impressions_of
 from service.journal_reader import JournalReader, entry_id_of, just_before, position_of
-from service.learned import PLACED_REASONS, LearnedDecision
+from service.learned import LearnedDecision
 from service.messages import (
     Checkpoint,
     ConfigChange,
@@ -39,6 +39,8 @@ _BLOCK_MS = 50
 # Journal time must move for windows to close; an idle journal gets a heartbeat this often.
 _HEARTBEAT_MS = 1_000
 _SNAPSHOT_EVERY = 1_000
+# Slots that were not drawn: their propensity is 1 and teaches nothing about the choice.
+_PLACED = frozenset({"sponsored", "pinned"})
 
 _log = structlog.get_logger("hone.learn")
 
@@ -261,7 +263,7 @@ class ModelLoop(Generic[L]):
                 policy=policy,
                 item_ids=[slot.item_id for slot in entry.slots],
                 user_key=entry.user_key,
-                learnable=[slot.reason not in PLACED_REASONS for slot in entry.slots],
+                learnable=[slot.reason not in _PLACED for slot in entry.slots],
                 payload=entry,
             )
         if isinstance(entry, Event):
