@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import msgspec
 
-# Slots that were not drawn: their propensity is 1 and teaches nothing about the choice.
-PLACED_REASONS = frozenset({"sponsored", "pinned"})
-
 
 class LearnedSlot(msgspec.Struct, frozen=True):
     """What learning reads of a slot record; the fields mean what they mean there."""

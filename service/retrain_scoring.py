@@ -19,9 +19,8 @@ from service.decision_record import unpack_actions
 from service.feature_records import item_record
 from service.item_history import ItemHistory
 from service.items_view import ItemFeatureTable
-from service.learned import PLACED_REASONS
 from service.messages import Decision
-from service.training_rows import JoinedDecision
+from service.training_rows import PLACED_REASONS, JoinedDecision
 
 Float64Array = npt.NDArray[np.float64]
 

@@ -14,7 +14,6 @@ from bandit.policy import ModelSpec
 from bandit.vw_format import Encoded, encode
 from service.config import Config
 from service.decision_record import walk_of
-from service.learned import PLACED_REASONS
 from service.messages import Decision, SlotRecord
 from service.training_rows import Outcome
 
@@ -171,7 +170,6 @@ def train(
 def training_rows(outcomes: Iterable[Outcome], *, schema: FeatureSchema, weighting: Weighting) -> Iterator[TrainingRow]:
     """Yield the rows of outcomes under a weighting."""
     for outcome in outcomes:
-        assert outcome.payload.slots[outcome.slot].reason not in PLACED_REASONS
         row = training_row(outcome, schema=schema, weighting=weighting)
         if row is not None:
             yield row

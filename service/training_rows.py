@@ -15,8 +15,10 @@ from bandit.joining import Joined, Joiner, JoinEvent, Position
 from service.adapters.parquet_archive import archived_position
 from service.config import Config
 from service.journal_reader import entry_order, position_of
-from service.learned import PLACED_REASONS
 from service.messages import Decision, journal_decoder
+
+# Slots that were not drawn: their propensity is 1 and teaches nothing about the choice.
+PLACED_REASONS = frozenset({"sponsored", "pinned"})
 
 _MS_PER_HOUR = 3_600_000
 _EVENT_COLUMNS = ["journal_id", "event_type", "event_id", "client_id", "user_key", "item_id", "slot", "value"]
