@@ -193,20 +193,22 @@ class RedisUserStates:
             impressions=tuple(impression_of(member, int(at_ms)) for member, at_ms in impressions),
         )
 
-    async def add_interactions(self, user_id: str, interactions: Sequence[Interaction]) -> None:
-        """Add members and drop the oldest beyond the limits, in one round trip."""
-        config, prefix = self._config, _user_prefix(user_id)
+    async def add_interactions(self, interactions: Mapping[str, Sequence[Interaction]]) -> None:
+        """Add members and drop the oldest beyond the limits, in one round trip for all users."""
+        config = self._config
         async with _store_errors():
             pipeline = self._client.pipeline(transaction=False)
-            recent: dict[Any, Any] = {encode(i): i.at_unix_ms for i in interactions}
-            pipeline.zadd(f"{prefix}recent", recent)
-            pipeline.zremrangebyrank(f"{prefix}recent", 0, -config.recent_limit - 1)
-            pipeline.expire(f"{prefix}recent", config.user_state_ttl_s)
-            consumed: dict[Any, Any] = {i.item_id: i.at_unix_ms for i in interactions if (i.reward or 0.0) > 0.0}
-            if consumed:
-                pipeline.zadd(f"{prefix}consumed", consumed)
-                pipeline.zremrangebyrank(f"{prefix}consumed", 0, -config.consumed_limit - 1)
-                pipeline.expire(f"{prefix}consumed", config.consumed_ttl_s)
+            for user_id, of_user in interactions.items():
+                prefix = _user_prefix(user_id)
+                recent: dict[Any, Any] = {encode(i): i.at_unix_ms for i in of_user}
+                pipeline.zadd(f"{prefix}recent", recent)
+                pipeline.zremrangebyrank(f"{prefix}recent", 0, -config.recent_limit - 1)
+                pipeline.expire(f"{prefix}recent", config.user_state_ttl_s)
+                consumed: dict[Any, Any] = {i.item_id: i.at_unix_ms for i in of_user if (i.reward or 0.0) > 0.0}
+                if consumed:
+                    pipeline.zadd(f"{prefix}consumed", consumed)
+                    pipeline.zremrangebyrank(f"{prefix}consumed", 0, -config.consumed_limit - 1)
+                    pipeline.expire(f"{prefix}consumed", config.consumed_ttl_s)
             await pipeline.execute()
 
     async def add_impressions(self, impressions: Mapping[str, Sequence[Impression]]) -> None:
