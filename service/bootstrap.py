@@ -28,6 +28,7 @@ from service.impressions import ImpressionWriter
 from service.items_view import ItemsView
 from service.learn import LearnerLoop
 from service.learn_explorer import ExplorerLoop
+from service.live_config import LiveConfig
 from service.metrics import Metrics
 from service.ports import Journal, UserStates
 from service.recommend import Recommender
@@ -88,6 +89,7 @@ class Worker:
     """One API worker: its use cases and what keeps them current."""
 
     config: Config
+    live: LiveConfig
     metrics: Metrics
     items: ItemsView
     models: dict[str, ServedModel]
@@ -135,6 +137,7 @@ def build_worker(config: Config) -> Worker:
     users = RedisUserStates(fast, config.store)
     items = ItemsView(config.features, load_retriever(config), AttributeColumns(attribute_kinds(config)))
     names = {surface.model for surface in config.surfaces.values()}
+    live = LiveConfig(config)
     served = {name: ServedModel(name, config.model_spec(name), metrics) for name in sorted(names)}
     explorer_names = {explorer_of(surface) for surface in config.surfaces.values()} - {""}
     explorers = {name: ServedExplorer(name, config.explorer_spec(name), metrics) for name in sorted(explorer_names)}
@@ -142,11 +145,12 @@ def build_worker(config: Config) -> Worker:
     spool = Spool(config.data_path / "spool", journal, metrics, on_shipped=shown.add_shipped)
     return Worker(
         config=config,
+        live=live,
         metrics=metrics,
         items=items,
         models=served,
         recommender=Recommender(
-            config=config,
+            live=live,
             items=items,
             models=served,
             explorers=explorers,
@@ -167,13 +171,17 @@ def build_worker(config: Config) -> Worker:
             salt=salt,
         ),
         writer=CatalogueWriter(
-            schema=config.features, log=RedisChangeLog(writes), users=RedisUserStates(writes, config.store)
+            schema=config.features,
+            log=RedisChangeLog(writes),
+            users=RedisUserStates(writes, config.store),
+            clock=wall_clock_ms,
         ),
         follower=Follower(
             log=RedisChangeLog(reads),
             models=RedisModelStore(reads),
             items=items,
             served={**served, **explorers},
+            live=live,
             metrics=metrics,
         ),
         journal=journal,

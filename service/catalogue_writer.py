@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bandit.features import FeatureSchema
 from retrieval.items import Item
@@ -19,10 +19,11 @@ _CHUNK = 1_000
 class CatalogueWriter:
     """Puts items and users; every method returns when the store has it on disk."""
 
-    def __init__(self, *, schema: FeatureSchema, log: ChangeLog, users: UserStates) -> None:
+    def __init__(self, *, schema: FeatureSchema, log: ChangeLog, users: UserStates, clock: Callable[[], int]) -> None:
         self._schema = schema
         self._log = log
         self._users = users
+        self._clock = clock
 
     def check_item(self, item: Item) -> None:
         """Refuse an item that features cannot be made of.
@@ -61,5 +62,5 @@ class CatalogueWriter:
             await self._users.put_profiles(profiles)
 
     async def erase_user(self, user_id: str) -> None:
-        """Delete what is stored under a user's id."""
-        await self._users.erase(user_id)
+        """Delete what is stored under a user's id, also what is on its way."""
+        await self._users.erase(user_id, at_unix_ms=self._clock())

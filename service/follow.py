@@ -1,4 +1,4 @@
-"""Follow the streams that every API worker applies: catalogue changes, item statistics and weight deltas."""
+"""Follow the streams that every API worker applies: items, their statistics, weight deltas and configuration."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Protocol
 import msgspec
 import structlog
 
+from service.config import ConfigError
 from service.errors import StoreUnavailable
 from service.item_statistics import ITEM_STATS_STREAM
 from service.items_view import ITEMS_STREAM, ItemsView
 from service.journal_reader import entry_order
-from service.messages import ModelSnapshot, WeightDelta, item_change_decoder, item_stats_decoder
+from service.live_config import CONFIG_STREAM, LiveConfig
+from service.messages import ConfigOverride, ModelSnapshot, WeightDelta, item_change_decoder, item_stats_decoder
 from service.metrics import Metrics
 from service.ports import ChangeLog, Entry, ModelStore
 
@@ -24,6 +26,7 @@ _RETRY_S = 0.2
 _TURN_S = 0.002
 
 _log = structlog.get_logger("hone.follow")
+_override_decoder = msgspec.msgpack.Decoder(ConfigOverride)
 _delta_decoder = msgspec.msgpack.Decoder(WeightDelta)
 _snapshot_decoder = msgspec.msgpack.Decoder(ModelSnapshot)
 
@@ -50,15 +53,18 @@ class Follower:
         models: ModelStore,
         items: ItemsView,
         served: Mapping[str, Followed],
+        live: LiveConfig,
         metrics: Metrics,
     ) -> None:
         self._log = log
         self._models = models
         self._items = items
+        self._live = live
         self._served = {models.weights_stream(name): model for name, model in served.items()}
         self._after = {
             ITEMS_STREAM: items.position,
             ITEM_STATS_STREAM: items.statistics.position,
+            CONFIG_STREAM: "0-0",
             **dict.fromkeys(self._served, "0-0"),
         }
         self._metrics = metrics
@@ -102,6 +108,9 @@ class Follower:
             elif entry.stream == ITEM_STATS_STREAM:
                 self._apply_statistics(entry)
                 self._after[entry.stream] = entry.entry_id
+            elif entry.stream == CONFIG_STREAM:
+                self._apply_override(entry)
+                self._after[entry.stream] = entry.entry_id
             elif entry_order(entry.entry_id) > entry_order(self._after[entry.stream]):
                 if self._served[entry.stream].apply(_delta_decoder.decode(entry.payload)):
                     self._after[entry.stream] = entry.entry_id
@@ -126,6 +135,14 @@ class Follower:
                 _log.warning("follow.replaced_learner", entry_id=entry.entry_id)
         except (msgspec.MsgspecError, ValueError) as error:
             _log.error("follow.statistics_refused", entry_id=entry.entry_id, error=str(error))
+
+    def _apply_override(self, entry: Entry) -> None:
+        try:
+            self._live.apply(_override_decoder.decode(entry.payload))
+        except (msgspec.MsgspecError, ConfigError) as error:
+            # Checked when it was set; since then the file may have changed. What is effective stays so.
+            self._metrics.overrides_refused.inc()
+            _log.error("follow.override_refused", entry_id=entry.entry_id, error=str(error))
 
     async def _load_snapshot(self, stream: str, *, otherwise: str) -> None:
         """Serve the snapshot and read on from it; without one, read on from `otherwise`."""

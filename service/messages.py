@@ -316,6 +316,7 @@ class ConfigOverride(Stored, frozen=True, kw_only=True):
     value: Any
     author: str
     at_unix_ms: int
+    reason: str = ""
 
 
 # --- state ----------------------------------------------------------------------------------------------------------

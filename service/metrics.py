@@ -35,6 +35,9 @@ class Metrics:
         )
         self.catalogue_items = Gauge("hone_catalogue_items", "Items in the catalogue", registry=r)
         self.follower_retries = Counter("hone_follower_retries_total", "Failed reads of followed streams", registry=r)
+        self.overrides_refused = Counter(
+            "hone_config_overrides_refused_total", "Live overrides that could not be applied", registry=r
+        )
         self.spool_waiting = Gauge("hone_spool_waiting", "Spooled entries not yet in the journal", registry=r)
         self.spool_retries = Counter("hone_spool_retries_total", "Failed shipments", registry=r)
         self.spool_adopted = Counter("hone_spool_adopted_total", "Entries taken over from dead workers", registry=r)

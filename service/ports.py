@@ -128,8 +128,8 @@ class UserStates(Protocol):
     async def put_profiles(self, profiles: Mapping[str, UserProfile]) -> None:
         """Store profiles by user id."""
 
-    async def erase(self, user_id: str) -> None:
-        """Delete everything stored of a user."""
+    async def erase(self, user_id: str, *, at_unix_ms: int) -> None:
+        """Delete everything stored of a user; what happened up to `at_unix_ms` is not added again."""
 
 
 class ModelStore(Protocol):

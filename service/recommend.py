@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 
@@ -35,6 +35,7 @@ from service.feature_records import (
     viewer_age,
 )
 from service.items_view import ItemsView
+from service.live_config import Effective, LiveConfig
 from service.messages import Decision, DecisionSummary, UserProfile, Versions, encode
 from service.metrics import Metrics
 from service.numerics import build_event_id, keyed_digest, numerics_fingerprint
@@ -64,7 +65,7 @@ class Recommender:
     def __init__(
         self,
         *,
-        config: Config,
+        live: LiveConfig,
         items: ItemsView,
         models: Mapping[str, ServedModel],
         explorers: Mapping[str, ServedExplorer],
@@ -75,7 +76,10 @@ class Recommender:
         clock: Callable[[], int],
         salt: bytes,
     ) -> None:
-        self._config = config
+        self._live = live
+        # What cannot change live.
+        self._schema = live.current.config.features
+        self._timeout_s = live.current.config.store.timeout_s
         self._items = items
         self._models = models
         self._explorers = explorers
@@ -93,13 +97,14 @@ class Recommender:
             InvalidRequest: a field cannot be used.
             Conflict: the event id was answered for another request.
         """
-        surface = self._check(request)
+        effective = self._live.current
+        surface = self._check(request, effective.config)
         started = time.perf_counter()
         now_ms = self._clock()
         degraded: list[str] = []
         state = await self._fetch_state(request.user_id, degraded)
         fetched = time.perf_counter()
-        decision = self._decide(request, surface, state, now_ms, degraded)
+        decision = self._decide(request, effective, state, now_ms, degraded)
         decision.latency_ms["state"] = (fetched - started) * 1e3
         return await self._record(request, surface, decision)
 
@@ -107,7 +112,7 @@ class Recommender:
         if user_id is None:
             return NOBODY
         try:
-            async with asyncio.timeout(self._config.store.timeout_s):
+            async with asyncio.timeout(self._timeout_s):
                 state = await self._users.fetch(user_id)
         except (StoreUnavailable, TimeoutError):
             self._metrics.user_state_failures.labels("fetch").inc()
@@ -115,10 +120,10 @@ class Recommender:
             return NOBODY
         return replace(state, recent=distinct_interactions(state.recent))
 
-    def _check(self, request: RecommendRequest) -> SurfaceConfig:
-        surface = self._config.surfaces.get(request.surface)
+    def _check(self, request: RecommendRequest, config: Config) -> SurfaceConfig:
+        surface = config.surfaces.get(request.surface)
         if surface is None:
-            known = ", ".join(sorted(self._config.surfaces))
+            known = ", ".join(sorted(config.surfaces))
             raise InvalidRequest(f"unknown surface {request.surface!r}, declared are {known}", path="$.surface")
         if request.n > surface.max_n:
             raise InvalidRequest(f"n must be at most {surface.max_n} on this surface, got {request.n}", path="$.n")
@@ -129,20 +134,22 @@ class Recommender:
         return surface
 
     def _decide(
-        self, request: RecommendRequest, surface: SurfaceConfig, state: UserState, now_ms: int, degraded: list[str]
+        self, request: RecommendRequest, effective: Effective, state: UserState, now_ms: int, degraded: list[str]
     ) -> Decision:
         """Retrieve, score and draw: no await from here to the spool."""
+        surface = effective.config.surfaces[request.surface]
         event_id = request.event_id or build_event_id(now_ms)
         model = self._models[surface.model]
         watch = _Stopwatch()
-        query = self._query(request, surface, state, now_ms)
-        shown = state_showings(state, schema=self._config.features, now_ms=now_ms)
+        running = self._running(surface, now_ms)
+        query = self._query(request, surface, state, [row for _, row in running], now_ms)
+        shown = state_showings(state, schema=self._schema, now_ms=now_ms)
         named = self._named_features(request, state, shown, now_ms)
         candidates, described = self._candidates(request, surface, query, event_id, degraded)
         watch.lap("candidates")
         wanted = ColumnRequest(
-            columns_of(surface.rules) | self._config.features.sources("dynamic"),
-            self._request_columns(surface, shown, now_ms),
+            columns_of(surface.rules) | self._schema.sources("dynamic"),
+            self._request_columns(running, shown, now_ms),
             now_ms,
         )
         if described:
@@ -156,7 +163,7 @@ class Recommender:
         watch.lap("slate")
         for part in degraded:
             self._metrics.degraded.labels(part).inc()
-        slots = [build_slot(draw, ranked, self._config.features, self._items.catalogue.item) for draw in draws]
+        slots = [build_slot(draw, ranked, self._schema, self._items.catalogue.item) for draw in draws]
         decision = Decision(
             event_id=event_id,
             decided_at_unix_ms=now_ms,
@@ -172,7 +179,7 @@ class Recommender:
             impression_ids=list(dict.fromkeys(shown.event_id for shown in state.impressions)),
             profile_digest=profile_digest(state.profile, salt=self._salt) if request.user_id else "",
             features=named,
-            versions=self._versions(model, explorer.version if explorer else 0),
+            versions=self._versions(effective, model, explorer.version if explorer else 0),
             exploration=surface.exploration,
             rules=surface.rules,
             discovery_positions=list(walk.discovery_positions),
@@ -186,13 +193,13 @@ class Recommender:
         )
         return seal(decision)
 
-    def _versions(self, model: ServedModel, explorer: int) -> Versions:
+    def _versions(self, effective: Effective, model: ServedModel, explorer: int) -> Versions:
         return Versions(
             model=model.version,
             index=self._items.retriever.version,
             catalogue=self._items.position,
-            config=self._config.version,
-            schema=self._config.features.version,
+            config=effective.version,
+            schema=self._schema.version,
             item_stats=self._items.statistics.position,
             item_stats_as_of=self._items.statistics.as_of,
             salt=1,
@@ -201,7 +208,12 @@ class Recommender:
         )
 
     def _query(
-        self, request: RecommendRequest, surface: SurfaceConfig, state: UserState, now_ms: int
+        self,
+        request: RecommendRequest,
+        surface: SurfaceConfig,
+        state: UserState,
+        wanted_rows: list[int],
+        now_ms: int,
     ) -> CandidateQuery:
         hidden_ids = {*request.exclude, *(state.consumed if surface.seen == "drop" else ())}
         if request.seed_item_id:
@@ -225,13 +237,13 @@ class Recommender:
                 hidden_rows={row for row in rows if row is not None},
             ),
             now_ms=now_ms,
-            wanted_rows=[row for _, row in self._running(surface, now_ms)],
+            wanted_rows=wanted_rows,
         )
 
     def _named_features(
         self, request: RecommendRequest, state: UserState, shown: Showings, now_ms: int
     ) -> dict[str, dict[str, float]]:
-        schema = self._config.features
+        schema = self._schema
         find = self._items.catalogue.item
         seed = find(request.seed_item_id) if request.seed_item_id else None
         context = context_record(request.context, surface=request.surface, seed=seed, now_ms=now_ms)
@@ -273,10 +285,10 @@ class Recommender:
         running = [(c, self._items.catalogue.row(c.item_id)) for c in surface.campaigns if c.runs_at(now_ms)]
         return [(campaign, row) for campaign, row in running if row is not None]
 
-    def _request_columns(self, surface: SurfaceConfig, shown: Showings, now_ms: int) -> RequestColumns:
+    def _request_columns(self, running: Sequence[tuple[Campaign, int]], shown: Showings, now_ms: int) -> RequestColumns:
         rows = {item_id: row for item_id in shown.n_seen if (row := self._items.catalogue.row(item_id)) is not None}
         return RequestColumns(
-            campaigns=self._running(surface, now_ms),
+            campaigns=running,
             n_seen={row: shown.n_seen[item_id] for item_id, row in rows.items()},
             last_shown_s={row: seconds_since(shown.last_shown_at_ms[item_id], now_ms) for item_id, row in rows.items()},
         )
@@ -333,7 +345,7 @@ class Recommender:
             self._metrics.degraded.labels("log").inc()
             return response_of(decision, degraded="log")
         try:
-            async with asyncio.timeout(self._config.store.timeout_s):
+            async with asyncio.timeout(self._timeout_s):
                 claim = await asyncio.shield(shipped)
         except TimeoutError:
             self._metrics.degraded.labels("claim").inc()

@@ -28,6 +28,7 @@ from service.inspect_log import read_archive
 from service.item_history import ItemHistory
 from service.items_view import ITEMS_STREAM, ItemsView
 from service.learn import LearnerLoop
+from service.live_config import LiveConfig
 from service.messages import Decision, Heartbeat, ItemDelete, ItemUpsert, UserProfile, encode, item_change_decoder
 from service.metrics import Metrics
 from service.numerics import keyed_digest
@@ -345,7 +346,6 @@ class World:
         shown = ImpressionWriter(self.ports.users, metrics)
         spool = Spool(self.folder / f"spool-{name}", journal, metrics, on_shipped=shown.add_shipped)
         shared: dict[str, Any] = {
-            "config": self.config,
             "users": self.ports.users,
             "journal": journal,
             "spool": spool,
@@ -353,11 +353,12 @@ class World:
             "clock": lambda: self.now_ms,
             "salt": SALT,
         }
+        live = LiveConfig(self.config)
         return TestWorker(
-            recommender=Recommender(items=items, models=served, explorers={}, **shared),
-            feedback=Feedback(**shared),
+            recommender=Recommender(live=live, items=items, models=served, explorers={}, **shared),
+            feedback=Feedback(config=self.config, **shared),
             follower=Follower(
-                log=self.ports.log, models=self.ports.models, items=items, served=served, metrics=metrics
+                log=self.ports.log, models=self.ports.models, items=items, served=served, live=live, metrics=metrics
             ),
             items=items,
             spool=spool,

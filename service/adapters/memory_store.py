@@ -143,6 +143,7 @@ class MemoryUserStates:
         self._recent: dict[str, _Interactions] = {}
         self._consumed: dict[str, _Interactions] = {}
         self._impressions: dict[str, _Interactions] = {}
+        self._erased_at_ms: dict[str, int] = {}
 
     async def fetch(self, user_id: str) -> UserState:
         """Fetch everything."""
@@ -179,9 +180,10 @@ class MemoryUserStates:
         await asyncio.sleep(0)
         self._profiles.update(profiles)
 
-    async def erase(self, user_id: str) -> None:
+    async def erase(self, user_id: str, *, at_unix_ms: int) -> None:
         """Delete the user."""
         await asyncio.sleep(0)
+        self._erased_at_ms[user_id] = at_unix_ms
         for table in (self._profiles, self._recent, self._consumed, self._impressions):
             table.pop(user_id, None)
 
@@ -192,6 +194,8 @@ class MemoryUserStates:
     def _add(
         self, table: dict[str, _Interactions], user_id: str, members: Mapping[bytes, int], limit: int, ttl_s: int
     ) -> None:
+        erased_at_ms = self._erased_at_ms.get(user_id, -1)
+        members = {member: at_ms for member, at_ms in members.items() if at_ms > erased_at_ms}
         if not members:
             return
         held = table[user_id] = self._live(table, user_id)

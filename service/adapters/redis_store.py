@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import msgspec
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
@@ -45,6 +46,22 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED')
 redis.call('SET', KEYS[2], ARGV[2])
 redis.call('XTRIM', KEYS[3], 'MINID', ARGV[3])
 return 'OK'
+"""
+
+# Add members that are newer than the user's erasure, and keep the newest of each set.
+# KEYS: erasure, sorted sets. ARGV for each set: limit, ttl s, number of members, then score and member by turns.
+_ADD_NEWER = """
+local erased = tonumber(redis.call('GET', KEYS[1]) or '-inf')
+local at = 1
+for k = 2, #KEYS do
+    local first, last = at + 3, at + 2 + 2 * ARGV[at + 2]
+    for i = first, last, 2 do
+        if tonumber(ARGV[i]) > erased then redis.call('ZADD', KEYS[k], ARGV[i], ARGV[i + 1]) end
+    end
+    redis.call('ZREMRANGEBYRANK', KEYS[k], 0, -ARGV[at] - 1)
+    redis.call('EXPIRE', KEYS[k], ARGV[at + 1])
+    at = last + 1
+end
 """
 
 _profile_decoder = msgspec.msgpack.Decoder(UserProfile)
@@ -199,30 +216,22 @@ class RedisUserStates:
         async with _store_errors():
             pipeline = self._client.pipeline(transaction=False)
             for user_id, of_user in interactions.items():
-                prefix = _user_prefix(user_id)
-                recent: dict[Any, Any] = {encode(i): i.at_unix_ms for i in of_user}
-                pipeline.zadd(f"{prefix}recent", recent)
-                pipeline.zremrangebyrank(f"{prefix}recent", 0, -config.recent_limit - 1)
-                pipeline.expire(f"{prefix}recent", config.user_state_ttl_s)
-                consumed: dict[Any, Any] = {i.item_id: i.at_unix_ms for i in of_user if (i.reward or 0.0) > 0.0}
+                recent = [(i.at_unix_ms, encode(i)) for i in of_user]
+                consumed = [(i.at_unix_ms, i.item_id.encode()) for i in of_user if (i.reward or 0.0) > 0.0]
+                sets = [("recent", config.recent_limit, config.user_state_ttl_s, recent)]
                 if consumed:
-                    pipeline.zadd(f"{prefix}consumed", consumed)
-                    pipeline.zremrangebyrank(f"{prefix}consumed", 0, -config.consumed_limit - 1)
-                    pipeline.expire(f"{prefix}consumed", config.consumed_ttl_s)
+                    sets.append(("consumed", config.consumed_limit, config.consumed_ttl_s, consumed))
+                _add_newer(pipeline, user_id, sets)
             await pipeline.execute()
 
     async def add_impressions(self, impressions: Mapping[str, Sequence[Impression]]) -> None:
         """Add members and drop the oldest beyond the limit, in one round trip for all users."""
-        config = self._config
+        limit, ttl_s = self._config.impressions_limit, self._config.impressions_ttl_s
         async with _store_errors():
             pipeline = self._client.pipeline(transaction=False)
             for user_id, shown in impressions.items():
-                if shown:
-                    key = f"{_user_prefix(user_id)}impressions"
-                    members: dict[Any, Any] = {impression_member(i): i.shown_at_unix_ms for i in shown}
-                    pipeline.zadd(key, members)
-                    pipeline.zremrangebyrank(key, 0, -config.impressions_limit - 1)
-                    pipeline.expire(key, config.impressions_ttl_s)
+                members = [(i.shown_at_unix_ms, impression_member(i)) for i in shown]
+                _add_newer(pipeline, user_id, [("impressions", limit, ttl_s, members)])
             await pipeline.execute()
 
     async def put_profiles(self, profiles: Mapping[str, UserProfile]) -> None:
@@ -233,12 +242,15 @@ class RedisUserStates:
                 pipeline.set(f"{_user_prefix(user_id)}profile", encode(profile))
             await pipeline.execute()
 
-    async def erase(self, user_id: str) -> None:
-        """Delete the user's keys."""
-        prefix = _user_prefix(user_id)
+    async def erase(self, user_id: str, *, at_unix_ms: int) -> None:
+        """Delete the user's keys and note when, in one transaction."""
+        config, prefix = self._config, _user_prefix(user_id)
+        longest_s = max(config.user_state_ttl_s, config.consumed_ttl_s, config.impressions_ttl_s)
         async with _store_errors():
-            names = ("profile", "recent", "consumed", "impressions")
-            await self._client.delete(*(f"{prefix}{name}" for name in names))
+            pipeline = self._client.pipeline(transaction=True)
+            pipeline.delete(*(f"{prefix}{name}" for name in ("profile", "recent", "consumed", "impressions")))
+            pipeline.set(f"{prefix}erased", at_unix_ms, ex=longest_s)
+            await pipeline.execute()
 
 
 class RedisModelStore:
@@ -309,6 +321,20 @@ def _journal_key(partition: int) -> str:
 
 def _user_prefix(user_id: str) -> str:
     return f"hone:{{u:{user_id}}}:"
+
+
+def _add_newer(
+    pipeline: Pipeline, user_id: str, sets: Sequence[tuple[str, int, int, Sequence[tuple[int, bytes]]]]
+) -> None:
+    """Add (score, member) pairs to sets of a user: name, limit, time to live in seconds, pairs."""
+    prefix = _user_prefix(user_id)
+    keys = [f"{prefix}erased", *(f"{prefix}{name}" for name, *_ in sets)]
+    arguments: list[str | bytes] = []
+    for _, limit, ttl_s, members in sets:
+        arguments += (str(limit), str(ttl_s), str(len(members)))
+        for score, member in members:
+            arguments += (str(score), member)
+    pipeline.eval(_ADD_NEWER, len(keys), *keys, *arguments)
 
 
 def _epoch_key(model: str) -> str:

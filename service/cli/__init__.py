@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from retrieval.bundle import BundleError
-from service.cli import catalogue, features, inspection, offline, processes
+from service.cli import catalogue, configuration, features, inspection, offline, processes
 from service.cli.settings import Settings
 from service.config import ConfigError
 from service.errors import Fenced, InvalidRequest, NotFound, StoreUnavailable
@@ -37,6 +37,7 @@ def _main(
 
 for register in (processes.register, catalogue.register, inspection.register, features.register):
     register(app)
+app.add_typer(configuration.config_app, name="config")
 app.add_typer(offline.embeddings, name="embeddings")
 app.add_typer(offline.index, name="index")
 for entry_point in entry_points(group="hone.commands"):

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from retrieval.items import Item
 from service.adapters.embedded_store import running_store
 from service.adapters.redis_store import RedisChangeLog, RedisUserStates, connect
+from service.bootstrap import wall_clock_ms
 from service.catalogue_writer import CatalogueWriter
 from service.cli.settings import settings_of
 from service.config import Config
@@ -114,7 +115,7 @@ def _import(
     async def run(url: str) -> tuple[int, int]:
         client = connect(url, timeout_s=_TIMEOUT_S)
         log, states = RedisChangeLog(client), RedisUserStates(client, config.store)
-        writer = CatalogueWriter(schema=config.features, log=log, users=states)
+        writer = CatalogueWriter(schema=config.features, log=log, users=states, clock=wall_clock_ms)
         count = n_put = 0
         try:
             with Progress(transient=True) as progress:

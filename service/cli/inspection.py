@@ -1,4 +1,4 @@
-"""`hone doctor`, `hone audit`, `hone explain`, `hone config check`."""
+"""`hone doctor`, `hone audit`, `hone explain`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,6 @@ from service.inspect_log import AuditFindings, audit_journal, read_archive
 from service.messages import Decision
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-
-config_app = typer.Typer(no_args_is_help=True, help="The configuration.")
 
 
 def doctor(context: typer.Context, as_json: AsJson = False) -> None:
@@ -101,21 +99,6 @@ async def _find(config: Config, url: str, event_id: str) -> Decision:
     return found
 
 
-@config_app.callback()
-def _config() -> None:
-    """The configuration."""
-
-
-@config_app.command("check", epilog="Example: hone --config hone.toml config check")
-def check(context: typer.Context) -> None:
-    """Check the configuration and print the effective one as JSON."""
-    config = settings_of(context).load()
-    safe = msgspec.structs.replace(
-        config, salt="(set)" if config.salt else "", artefact_key="(set)" if config.artefact_key else ""
-    )
-    print(_json(safe))
-
-
 def _show(diagnosis: Diagnosis) -> None:
     table = Table("promise", "measured", "bound", "")
     for promise in diagnosis.promises:
@@ -134,4 +117,3 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: hone doctor --json")(doctor)
     app.command(epilog="Example: hone audit --json")(audit)
     app.command("explain", epilog="Example: hone explain 01M82JHSBTGSVG6S5R2DSNGQ6A")(explain_command)
-    app.add_typer(config_app, name="config")

@@ -81,8 +81,8 @@ async def decision(request: web.Request) -> web.Response:
 
 
 async def surfaces(request: web.Request) -> web.Response:
-    """GET /v1/surfaces: what is declared."""
-    return json_response(request.app[WORKER].config.surfaces)
+    """GET /v1/surfaces: what is declared, with what was set live."""
+    return json_response(request.app[WORKER].live.current.config.surfaces)
 
 
 async def healthz(_request: web.Request) -> web.Response:

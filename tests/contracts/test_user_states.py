@@ -113,10 +113,24 @@ async def test_erase_leaves_nothing_and_touches_nobody_else(adapters: Adapters) 
         await users.add_interactions({user_id: [_interaction(1)]})
         await users.add_impressions({user_id: [_shown(1)]})
     other = await users.fetch("other")
-    await users.erase("u")
-    await users.erase("never there")
+    await users.erase("u", at_unix_ms=_interaction(1).at_unix_ms)
+    await users.erase("never there", at_unix_ms=1)
     assert await users.fetch("u") == NOBODY
     assert await users.fetch("other") == other != NOBODY
+
+
+async def test_what_happened_before_an_erasure_is_not_added_again(adapters: Adapters) -> None:
+    users = adapters.user_states(CONFIG)
+    await users.add_interactions({"u": [_interaction(5)]})
+    await users.erase("u", at_unix_ms=_interaction(5).at_unix_ms)
+    # A learner that is behind repairs the state of everybody it reads of.
+    await users.add_interactions({"u": [_interaction(4), _interaction(5), _interaction(6)]})
+    await users.add_impressions({"u": [_shown(5), _shown(6)], "other": [_shown(5)]})
+    state = await users.fetch("u")
+    assert list(state.recent) == [_interaction(6)]
+    assert state.consumed == {_interaction(6).item_id}
+    assert state.impressions == (_shown(6),)
+    assert (await users.fetch("other")).impressions == (_shown(5),)
 
 
 async def test_impressions_come_back_oldest_first_and_once(adapters: Adapters) -> None:
@@ -170,7 +184,7 @@ async def test_every_call_to_a_store_that_is_away_raises_store_unavailable(nowhe
         lambda: users.add_interactions({"u": [_interaction(1)]}),
         lambda: users.add_impressions({"u": [_shown(1)]}),
         lambda: users.put_profiles({"u": PROFILE}),
-        lambda: users.erase("u"),
+        lambda: users.erase("u", at_unix_ms=1),
     ]
     for call in calls:
         with pytest.raises(StoreUnavailable):

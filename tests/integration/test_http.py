@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -434,6 +436,32 @@ def test_an_event_is_in_the_users_state_when_it_is_acknowledged(workers: list[Ap
         assert state["consumed"] == [body["items"][1]["item_id"]]
     assert first.call("DELETE", f"/v1/users/{user_id}").status == 204
     assert first.call("GET", f"/v1/users/{user_id}").body["recent"] == []
+
+
+def test_exploration_changes_live_on_every_worker_and_the_model_stays(stack: Stack, workers: list[Api]) -> None:
+    key = "surfaces.because_you_watched.exploration"
+    versions = {worker.recommend(n=1)["model_version"] for worker in workers}
+
+    def hone(*arguments: str) -> str:
+        command = [sys.executable, "-m", "service", "config", *arguments]
+        done = subprocess.run(command, env=dict(stack.environment), capture_output=True, text=True, check=False)
+        return done.stdout if done.returncode == 0 else f"{done.returncode} {done.stderr}"
+
+    def serves(rate: float) -> bool:
+        answers = [worker.recommend(surface="because_you_watched", n=5) for worker in workers]
+        return all(answer["explore_rate"] == rate for answer in answers)
+
+    assert serves(0.1)
+    assert hone("set", f"{key}.rate", "0.35", "--reason", "trial") == f"{key}.rate: 0.1 -> 0.35\n"
+    eventually(lambda: serves(0.35), what="every worker explores at the new rate")
+    shown = workers[0].call("GET", "/v1/surfaces").body["because_you_watched"]["exploration"]
+    assert shown["rate"] == 0.35
+    assert [o["value"] for o in json.loads(hone("live", "--json"))] == [0.35]
+    assert hone("set", f"{key}.rate", "1.35").startswith("2 hone: ")
+    hone("unset", key)
+    eventually(lambda: serves(0.1), what="every worker explores at the declared rate")
+    assert [(o["value"], o["reason"]) for o in json.loads(hone("log", "--json"))] == [(0.35, "trial"), (None, "")]
+    assert min(worker.recommend(n=1)["model_version"] for worker in workers) >= min(versions)
 
 
 def test_propensities_and_slots_are_well_formed(api: Api) -> None:

@@ -28,6 +28,7 @@ from service.follow import Follower
 from service.items_view import ItemsView
 from service.learn import LearnerLoop, ModelLoop
 from service.learn_explorer import ExplorerLoop
+from service.live_config import LiveConfig
 from service.messages import (
     Checkpoint,
     Decision,
@@ -134,13 +135,14 @@ class World:
             models=self.models,
             items=self.items,
             served={"m": self.model, "explorer": self.explorer},
+            live=LiveConfig(self.config),
             metrics=self.metrics,
         )
         self.recommender = self.recommender_of(self.config)
 
     def recommender_of(self, config: Config) -> Recommender:
         return Recommender(
-            config=config,
+            live=LiveConfig(config),
             items=self.items,
             models={"m": self.model},
             explorers={"explorer": self.explorer},

@@ -26,6 +26,7 @@ from service.errors import Fenced, StoreUnavailable
 from service.follow import Follower
 from service.items_view import ItemsView
 from service.learn import LearnerLoop
+from service.live_config import LiveConfig
 from service.messages import Checkpoint, Decision, DecisionSummary, Event, Heartbeat, ItemUpsert, ModelSnapshot, encode
 from service.metrics import Metrics
 from service.ports import Shipment
@@ -226,6 +227,7 @@ class Reader:
             models=world.models,
             items=ItemsView(SCHEMA, Retriever(Catalogue(), None), AttributeColumns({})),
             served={MODEL: served},
+            live=LiveConfig(CONFIG),
             metrics=metrics,
         )
         return cls(follower, served)
