@@ -29,6 +29,7 @@ INTERACTION_PRIME = np.uint32(16777619)
 NAMESPACE_LETTERS = {"context": "C", "user": "U", "position": "P", "item": "I", "dynamic": "D"}
 SHARED_NAMESPACES = ("context", "user", "position")
 ACTION_NAMESPACES = ("item", "dynamic")
+_NAMESPACE_CODES = {name: ord(letter) for name, letter in NAMESPACE_LETTERS.items()}
 
 _TRIMMED = "".join(map(chr, range(0x21)))
 
@@ -155,13 +156,15 @@ class _Refilled:
         if wanted != self._held:
             # VW adds up groups in the order they came: begin again, so that no sum depends on earlier examples.
             for name in self._held:
-                del example[ord(NAMESPACE_LETTERS[name])]
+                del example[_NAMESPACE_CODES[name]]
             self._held = wanted
+        # Below `Example.__getitem__`, whose checks cost more than what they check.
+        native = example._example
         for name in wanted:
-            group = example[ord(NAMESPACE_LETTERS[name])]
+            features = encoded[name]
+            group = native.__getitem__(_NAMESPACE_CODES[name])
             group.truncate_to(0)
-            indices = encoded[name].indices.astype(np.uint64)
-            group.push_many_features(indices, encoded[name].values)  # type: ignore[arg-type] # its stub's dtypes are private
+            group.push_many_features(features.indices.astype(np.uint64), features.values)  # type: ignore[arg-type] # its stub's dtypes are private
 
 
 class ExamplePool:
