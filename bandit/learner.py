@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from vowpal_wabbit_next import CBLabel, Workspace
 
 from bandit.policy import ModelSpec, touched_weights
@@ -68,7 +67,10 @@ class Learner:
         if shape[:2] != (1 << spec.bits, 1):
             raise ValueError(f"model must have {1 << spec.bits} weights and one sub-model, got shape {shape}")
         self._weights = weight_table(self._workspace, spec.arguments())[:, 0]
-        self._touched: list[npt.NDArray[np.int64]] = []
+        self._untold = np.zeros(1 << spec.bits, dtype=np.bool_)
+        self._has_untold = False
+        # Shared and action features of what was learned and is not in `_untold` yet.
+        self._learned: tuple[list[Mapping[str, Encoded]], list[Mapping[str, Encoded]]] = ([], [])
         self.n_learned = 0
         self.loss_sum = 0.0
 
@@ -88,17 +90,24 @@ class Learner:
         cost = predict_then_learn_cost(self._workspace, examples)
         self.loss_sum += (reward + cost) ** 2
         self.n_learned += 1
-        self._touched.append(touched_weights(self.spec, shared, action))
+        self._learned[0].append(shared)
+        self._learned[1].append(action)
 
     def change(self) -> WeightChange:
         """Return the weights touched since `forget_change`, with their values now."""
-        touched = np.unique(np.concatenate(self._touched)) if self._touched else np.empty(0, dtype=np.int64)
-        values = self._weights[touched]
-        return WeightChange(indices=touched.astype(np.uint32), values=values)
+        if self._learned[0]:
+            self._untold[touched_weights(self.spec, *self._learned)] = True
+            self._learned = ([], [])
+            self._has_untold = True
+        touched = np.flatnonzero(self._untold) if self._has_untold else np.empty(0, dtype=np.int64)
+        return WeightChange(indices=touched.astype(np.uint32), values=self._weights[touched])
 
     def forget_change(self) -> None:
         """Start over: what was touched so far is known to whoever had to know."""
-        self._touched.clear()
+        self._learned = ([], [])
+        if self._has_untold:
+            self._untold[:] = False
+            self._has_untold = False
 
     def all_weights(self) -> WeightChange:
         """Return every weight that is not zero."""

@@ -124,7 +124,7 @@ async def materialise_users(
         events = store.events_of(key, limit=config.store.recent_limit)
         recent = [interaction_of(e, item_id=e.item_id, config=config) for e in events if e.item_id is not None]
         if recent:
-            await users.add_interactions(user_id, recent)
+            await users.add_interactions({user_id: recent})
         shown = store.impressions_of(key, limit=config.store.impressions_limit)
         if shown:
             await users.add_impressions({user_id: shown})

@@ -2,45 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 import structlog
 
 from bandit.features import FeatureSchema
-from bandit.joining import Joined, Joiner, JoinEvent, Position
+from bandit.joining import Joined, Joiner, Position
 from bandit.learner import Learner
 from bandit.vw_format import Encoded
-from bandit.vw_format import encode as encode_features
 from service.config import Config, SurfaceConfig
 from service.count_items import ItemCounting
-from service.errors import StoreUnavailable
 from service.feedback import interaction_of
 from service.impressions import impressions_of
+from service.journal_joins import JournalJoins
 from service.journal_reader import JournalReader, entry_id_of, just_before, position_of
-from service.learned import LearnedDecision
-from service.messages import (
-    Checkpoint,
-    ConfigChange,
-    Event,
-    Heartbeat,
-    Impression,
-    Interaction,
-    ModelSnapshot,
-    WeightDelta,
-    encode,
-)
+from service.learned import Learnable, LearnedDecision
+from service.messages import Checkpoint, ConfigChange, Event, Heartbeat, ModelSnapshot, WeightDelta, encode
 from service.metrics import Metrics
 from service.ports import Journal, ModelStore, UserStates
+from service.repair_users import UserRepairs
 
-_BATCH = 512
+# Entries between two publications, when more are waiting: a delta of many outcomes names a weight once.
+_BATCH = 1_024
 _BLOCK_MS = 50
 # Journal time must move for windows to close; an idle journal gets a heartbeat this often.
 _HEARTBEAT_MS = 1_000
 _SNAPSHOT_EVERY = 1_000
-# Slots that were not drawn: their propensity is 1 and teaches nothing about the choice.
-_PLACED = frozenset({"sponsored", "pinned"})
 
 _log = structlog.get_logger("hone.learn")
 
@@ -86,13 +75,18 @@ class ModelLoop(Generic[L]):
         self._schema: FeatureSchema = config.features
         self._journal = journal
         self._models = models
-        self._users = users
         self._metrics = metrics
         self._clock = clock
-        self._policies = {name: s.reward for name, s in config.surfaces.items() if self._learns(s)}
-        longest_s = max((policy.window_s for policy in self._policies.values()), default=600.0)
-        self._joiner: Joiner[LearnedDecision] = Joiner(pending_ms=int(longest_s * 1000))
+        self._joins = JournalJoins(
+            decoder=self._decoder,
+            policies={name: s.reward for name, s in config.surfaces.items() if self._learns(s)},
+            hold=self._hold,
+            counting=counting,
+        )
+        self._joiner: Joiner[Any] = self._joins.joiner
+        self._repairs = UserRepairs(users, metrics)
         self._learner: L = self._build_learner(None)
+        self._positions: dict[int, Encoded] = {}
         self._reader = JournalReader(journal, {})
         self._epoch = 0
         self._version = 0
@@ -141,30 +135,21 @@ class ModelLoop(Generic[L]):
             StoreUnavailable: nothing is lost; entries that were applied stay applied, calling again goes on.
         """
         entries = await self._reader.read(count=_BATCH, block_ms=_BLOCK_MS)
-        interactions: dict[str, list[Interaction]] = {}
-        shown: dict[str, list[Impression]] = {}
         for position, payload in entries:
-            entry = self._decode(position, payload)
-            for joined in self._apply(position, entry):
+            entry = self._joins.decode(position, payload)
+            for joined in self._joins.apply(position, entry):
                 self._learn(joined)
             self._applied[position[1]] = position
             self._newest_ms = position[0]
             self._after_entry(position)
-            if isinstance(entry, Event):
-                user_id, item_id = self._about(entry)
-                if user_id and item_id:
-                    interaction = interaction_of(entry, item_id=item_id, config=self._config)
-                    interactions.setdefault(user_id, []).append(interaction)
-            elif isinstance(entry, LearnedDecision) and entry.model == self._model and entry.user_id is not None:
-                item_ids = [slot.item_id for slot in entry.slots]
-                impressions = impressions_of(entry.event_id, item_ids, entry.decided_at_unix_ms)
-                shown.setdefault(entry.user_id, []).extend(impressions)
+            self._note_user(entry)
         await self._publish_change()
         now_ms = self._clock()
         if self._counting is not None:
             await self._counting.publish(now_ms)
-        await self._repair_users(interactions, shown)
-        if now_ms - self._saved_at_ms >= self._config.models[self._model].checkpoint_s * 1000:
+        is_repaired = await self._repairs.write()
+        # A checkpoint says that its entries need not be read again, so it waits for the users' states.
+        if is_repaired and now_ms - self._saved_at_ms >= self._config.models[self._model].checkpoint_s * 1000:
             await self.save()
         if not entries:
             await self._beat(now_ms)
@@ -175,6 +160,17 @@ class ModelLoop(Generic[L]):
         """Write the checkpoint under this learner's epoch."""
         await self._models.save_checkpoint(self._model, self._epoch, encode(self._checkpoint()))
         self._saved_at_ms = self._clock()
+
+    def _note_user(self, entry: Any) -> None:  # noqa: ANN401 - the union, or None
+        """Take note of what an entry says about a user."""
+        if isinstance(entry, Event):
+            user_id, item_id = self._joins.about(entry)
+            if user_id and item_id:
+                self._repairs.add_interaction(user_id, interaction_of(entry, item_id=item_id, config=self._config))
+        elif isinstance(entry, LearnedDecision) and entry.model == self._model and entry.user_id is not None:
+            item_ids = [slot.item_id for slot in entry.slots]
+            shown = impressions_of(entry.event_id, item_ids, entry.decided_at_unix_ms)
+            self._repairs.add_impressions(entry.user_id, shown)
 
     def _after_entry(self, position: Position) -> None:
         """Take note that everything up to an entry is learned."""
@@ -202,7 +198,7 @@ class ModelLoop(Generic[L]):
     def _checkpoint(self) -> Checkpoint:
         oldest = {}
         for partition in self._applied:
-            open_position = self._oldest_open(partition)
+            open_position = self._joins.oldest_open(partition)
             oldest[str(partition)] = entry_id_of(open_position) if open_position else ""
         waiting: dict[str, list[str]] = {}
         for position in self._joiner.waiting():
@@ -222,72 +218,15 @@ class ModelLoop(Generic[L]):
         )
         return checkpoint
 
-    def _oldest_open(self, partition: int) -> Position | None:
-        """Return where a partition must be reread from, for the joins and for the counts."""
-        counted = None if self._counting is None else self._counting.oldest_open()
-        joined = self._joiner.oldest_open(partition)
-        if counted is None or (joined is not None and joined <= counted):
-            return joined
-        return counted if counted[1] == partition else (counted[0], partition, 0)
-
-    def _decode(self, position: Position, payload: bytes) -> Any:  # noqa: ANN401 - the union, or None
-        try:
-            return self._decoder.decode(payload)
-        except msgspec.MsgspecError as error:
-            # Stopping here would stop learning for good; the entry stays in the journal and is counted.
-            self._joiner.counters["entry_unreadable"] += 1
-            _log.error("learn.unreadable", position=position, error=str(error))
-            return None
-
-    def _about(self, event: Event) -> tuple[str | None, str | None]:
-        """Return the user and item of an event, from its decision where it does not say."""
-        decision = self._joiner.payload_of(event.event_id) if event.event_id else None
-        item_id = event.item_id
-        if decision is not None and item_id is None and event.slot is not None and event.slot < len(decision.slots):
-            item_id = decision.slots[event.slot].item_id
-        return event.user_id or (decision.user_id if decision else None), item_id
-
-    def _apply(self, position: Position, entry: Any) -> list[Joined[LearnedDecision]]:  # noqa: ANN401 - the union
-        if self._counting is not None and not isinstance(entry, Event):
-            if isinstance(entry, LearnedDecision):
-                self._counting.add_decision(position, entry)
-            else:
-                self._counting.advance(position)
-        if isinstance(entry, LearnedDecision):
-            policy = self._policies.get(entry.surface)
-            if policy is None or not self._is_ours(entry):
-                return self._joiner.advance(position[0])
-            return self._joiner.add_decision(
-                position,
-                event_id=entry.event_id,
-                policy=policy,
-                item_ids=[slot.item_id for slot in entry.slots],
-                user_key=entry.user_key,
-                learnable=[slot.reason not in _PLACED for slot in entry.slots],
-                payload=entry,
-            )
-        if isinstance(entry, Event):
-            event = JoinEvent(
-                client_id=entry.client_id,
-                event_type=entry.event_type,
-                event_id=entry.event_id,
-                user_key=entry.user_key,
-                item_id=entry.item_id,
-                slot=entry.slot,
-                value=entry.value,
-            )
-            if self._counting is not None:
-                self._counting.add_event(position, event)
-            return self._joiner.add_event(position, event)
-        return self._joiner.advance(position[0])
-
-    def _is_ours(self, decision: LearnedDecision) -> bool:
-        """Return whether a decision of one of the surfaces was made with this model."""
+    def _hold(self, decision: LearnedDecision) -> Learnable | None:
+        """Return what is held of a decision, None when it was not made with this model."""
         raise NotImplementedError
 
     def _shared(self, joined: Joined[Any]) -> dict[str, Encoded]:
         """Return the shared features; the position is learned where the item stood, scoring uses the reference."""
-        return encoded({**joined.payload.features, "position": self._schema.named("position", {"slot": joined.slot})})
+        if joined.slot not in self._positions:
+            self._positions[joined.slot] = self._schema.encode("position", {"slot": joined.slot})
+        return {**joined.payload.shared, "position": self._positions[joined.slot]}
 
     async def _restore(self, checkpoint: Checkpoint) -> None:
         if checkpoint.schema_version != self._schema.version:
@@ -321,7 +260,7 @@ class ModelLoop(Generic[L]):
             for position, payload in entries:
                 if position > last:
                     return
-                self._apply(position, self._decode(position, payload))
+                self._joins.apply(position, self._joins.decode(position, payload))
 
     async def _publish(self, indices: bytes, values: bytes) -> None:
         delta = WeightDelta(
@@ -335,18 +274,6 @@ class ModelLoop(Generic[L]):
 
     async def _publish_snapshot(self, stream_id: str) -> None:
         await self._models.publish_snapshot(self._model, self._epoch, encode(self._snapshot(stream_id)))
-
-    async def _repair_users(
-        self, interactions: Mapping[str, list[Interaction]], shown: Mapping[str, list[Impression]]
-    ) -> None:
-        """Add again what API workers add eagerly; the same bytes, so nothing doubles."""
-        try:
-            for user_id, of_user in interactions.items():
-                await self._users.add_interactions(user_id, of_user)
-            if shown:
-                await self._users.add_impressions(shown)
-        except StoreUnavailable:
-            self._metrics.user_state_failures.labels("repair").inc()
 
     async def _beat(self, now_ms: int) -> None:
         if (self._joiner.n_open or self._reader.n_held) and now_ms - self._newest_ms >= _HEARTBEAT_MS:
@@ -373,15 +300,16 @@ class LearnerLoop(ModelLoop[Learner]):
     def _learns(self, surface: SurfaceConfig) -> bool:
         return surface.model == self._model
 
-    def _is_ours(self, decision: LearnedDecision) -> bool:
-        return decision.model == self._model
+    def _hold(self, decision: LearnedDecision) -> Learnable | None:
+        return Learnable.of(decision) if decision.model == self._model else None
 
-    def _learn(self, joined: Joined[LearnedDecision]) -> None:
+    def _learn(self, joined: Joined[Learnable]) -> None:
         if joined.kind == "late":
             return
-        slot = joined.payload.slots[joined.slot]
-        features = encoded(slot.features)
-        self._learner.learn(self._shared(joined), features, reward=joined.reward, propensity=slot.propensity)
+        held, slot = joined.payload, joined.slot
+        self._learner.learn(
+            self._shared(joined), held.actions[slot], reward=joined.reward, propensity=held.propensities[slot]
+        )
 
     async def _publish_change(self) -> None:
         change = self._learner.change()
@@ -401,8 +329,3 @@ class LearnerLoop(ModelLoop[Learner]):
             indices=weights.indices.astype("<u4").tobytes(),
             values=weights.values.astype("<f4").tobytes(),
         )
-
-
-def encoded(named: Mapping[str, Mapping[str, float]]) -> dict[str, Encoded]:
-    """Return named features hashed, by namespace."""
-    return {namespace: encode_features(namespace, features) for namespace, features in named.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -14,18 +15,8 @@ from bandit.joining import Joined, Position
 from service.config import Config, SurfaceConfig, explorer_of
 from service.decision_record import unpack_shortlisted
 from service.learn import ModelLoop
-from service.learned import LearnedDecision, LearnedSlot
-from service.messages import (
-    Checkpoint,
-    ConfigChange,
-    Event,
-    Heartbeat,
-    Impression,
-    Interaction,
-    ModelSnapshot,
-    Shortlisted,
-    encode,
-)
+from service.learned import Learnable, LearnedDecision, LearnedSlot
+from service.messages import Checkpoint, ConfigChange, Event, Heartbeat, ModelSnapshot, Shortlisted, encode
 from service.metrics import Metrics
 from service.ports import Journal, ModelStore, UserStates
 from service.served_explorer import workspace_digest
@@ -48,6 +39,21 @@ class ExploredDecision(LearnedDecision, frozen=True, tag="decision"):
     exploration: dict[str, Any]
     slots: list[ExploredSlot]  # type: ignore[assignment] # frozen: nobody puts another kind of slot into it
     shortlisted: Shortlisted | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LearnableShortlists(Learnable):
+    """What is held of a decision; see `Learnable`.
+
+    Attributes:
+        drawn: Each slot's item, as a position in the candidate list.
+        shortlists: uint32 [m] of each slot, positions in the candidate list; empty without one.
+        shortlisted: Features of the actions on them.
+    """
+
+    drawn: list[int]
+    shortlists: list[bytes]
+    shortlisted: Shortlisted
 
 
 class ExplorerLoop(ModelLoop[Explorer]):
@@ -108,25 +114,37 @@ class ExplorerLoop(ModelLoop[Explorer]):
     def _learns(self, surface: SurfaceConfig) -> bool:
         return explorer_of(surface) == self._model
 
-    def _is_ours(self, decision: LearnedDecision) -> bool:
+    def _hold(self, decision: LearnedDecision) -> LearnableShortlists | None:
         assert isinstance(decision, ExploredDecision)
-        return decision.shortlisted is not None and decision.exploration.get("model") == self._model
+        if decision.shortlisted is None or decision.exploration.get("model") != self._model:
+            return None
+        held = Learnable.of(decision)
+        return LearnableShortlists(
+            user_id=held.user_id,
+            item_ids=held.item_ids,
+            propensities=held.propensities,
+            shared=held.shared,
+            actions=held.actions,
+            drawn=[slot.action for slot in decision.slots],
+            shortlists=[slot.shortlist for slot in decision.slots],
+            shortlisted=decision.shortlisted,
+        )
 
-    def _learn(self, joined: Joined[ExploredDecision]) -> None:
-        decision, slot = joined.payload, joined.payload.slots[joined.slot]
-        if joined.kind == "late" or decision.shortlisted is None or not slot.shortlist:
+    def _learn(self, joined: Joined[LearnableShortlists]) -> None:
+        held, slot = joined.payload, joined.slot
+        if joined.kind == "late" or not held.shortlists[slot]:
             return
-        features = unpack_shortlisted(decision.shortlisted)
-        actions: list[int] = np.frombuffer(slot.shortlist, dtype="<u4").tolist()
-        if slot.action not in actions:
+        features = unpack_shortlisted(held.shortlisted)
+        actions: list[int] = np.frombuffer(held.shortlists[slot], dtype="<u4").tolist()
+        if held.drawn[slot] not in actions:
             # The uniform floor drew it from past the shortlist.
-            actions.append(slot.action)
+            actions.append(held.drawn[slot])
         self._learner.learn(
             self._shared(joined),
             [features[action] for action in actions],
-            chosen=actions.index(slot.action),
+            chosen=actions.index(held.drawn[slot]),
             reward=joined.reward,
-            propensity=slot.propensity,
+            propensity=held.propensities[slot],
         )
 
     def _after_entry(self, position: Position) -> None:
@@ -171,9 +189,7 @@ class ExplorerLoop(ModelLoop[Explorer]):
             workspace_digest=workspace_digest(workspace),
         )
 
-    async def _repair_users(
-        self, interactions: Mapping[str, list[Interaction]], shown: Mapping[str, list[Impression]]
-    ) -> None:
+    def _note_user(self, entry: Any) -> None:  # noqa: ANN401 - the union, or None
         """Leave users to the loop of the surface's own model."""
 
     def _show(self, now_ms: int) -> None:

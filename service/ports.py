@@ -116,8 +116,11 @@ class UserStates(Protocol):
     async def fetch(self, user_id: str) -> UserState:
         """Return the state of a user in one round trip."""
 
-    async def add_interactions(self, user_id: str, interactions: Sequence[Interaction]) -> None:
-        """Add interactions; adding one twice changes nothing. Positive ones count as consumed."""
+    async def add_interactions(self, interactions: Mapping[str, Sequence[Interaction]]) -> None:
+        """Add interactions by user id, in one round trip; adding one twice changes nothing.
+
+        Positive ones count as consumed.
+        """
 
     async def add_impressions(self, impressions: Mapping[str, Sequence[Impression]]) -> None:
         """Add impressions by user id, in one round trip; adding one twice changes nothing. The newest are kept."""

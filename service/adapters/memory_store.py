@@ -157,14 +157,15 @@ class MemoryUserStates:
             impressions=tuple(impression_of(member, shown.at_unix_ms[member]) for member in shown.members()),
         )
 
-    async def add_interactions(self, user_id: str, interactions: Sequence[Interaction]) -> None:
+    async def add_interactions(self, interactions: Mapping[str, Sequence[Interaction]]) -> None:
         """Add members and drop the oldest beyond the limits."""
         await asyncio.sleep(0)
         config = self._config
-        members = {encode(i): i.at_unix_ms for i in interactions}
-        self._add(self._recent, user_id, members, config.recent_limit, config.user_state_ttl_s)
-        positive = {i.item_id.encode(): i.at_unix_ms for i in interactions if (i.reward or 0.0) > 0.0}
-        self._add(self._consumed, user_id, positive, config.consumed_limit, config.consumed_ttl_s)
+        for user_id, of_user in interactions.items():
+            members = {encode(i): i.at_unix_ms for i in of_user}
+            self._add(self._recent, user_id, members, config.recent_limit, config.user_state_ttl_s)
+            positive = {i.item_id.encode(): i.at_unix_ms for i in of_user if (i.reward or 0.0) > 0.0}
+            self._add(self._consumed, user_id, positive, config.consumed_limit, config.consumed_ttl_s)
 
     async def add_impressions(self, impressions: Mapping[str, Sequence[Impression]]) -> None:
         """Add members and drop the oldest beyond the limit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from hashlib import blake2b
@@ -48,16 +49,23 @@ redis.call('XTRIM', KEYS[3], 'MINID', ARGV[3])
 return 'OK'
 """
 
-# Add members that are newer than the user's erasure, and keep the newest.
-# KEYS: sorted set, erasure. ARGV: limit, ttl s, then score and member by turns.
+# Add members that are newer than the user's erasure, and keep the newest of each set.
+# KEYS: erasure, sorted sets. ARGV for each set: limit, ttl s, members. Those are one argument, each score and member by
+# turns with the member's length before it: the client spends more time on an argument than the store on a member.
 _ADD_NEWER = """
-local erased = tonumber(redis.call('GET', KEYS[2]) or '-inf')
-for i = 3, #ARGV, 2 do
-    if tonumber(ARGV[i]) > erased then redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i + 1]) end
+local erased = tonumber(redis.call('GET', KEYS[1]) or '-inf')
+for k = 2, #KEYS do
+    local limit, ttl, members, at = ARGV[3 * k - 5], ARGV[3 * k - 4], ARGV[3 * k - 3], 1
+    while at <= #members do
+        local score, member
+        score, member, at = struct.unpack('>dI4c0', members, at)
+        if score > erased then redis.call('ZADD', KEYS[k], score, member) end
+    end
+    redis.call('ZREMRANGEBYRANK', KEYS[k], 0, -limit - 1)
+    redis.call('EXPIRE', KEYS[k], ttl)
 end
-redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -ARGV[1] - 1)
-redis.call('EXPIRE', KEYS[1], ARGV[2])
 """
+_MEMBER_HEADER = struct.Struct(">dI")
 
 _profile_decoder = msgspec.msgpack.Decoder(UserProfile)
 _interaction_decoder = msgspec.msgpack.Decoder(Interaction)
@@ -205,27 +213,28 @@ class RedisUserStates:
             impressions=tuple(impression_of(member, int(at_ms)) for member, at_ms in impressions),
         )
 
-    async def add_interactions(self, user_id: str, interactions: Sequence[Interaction]) -> None:
-        """Add members and drop the oldest beyond the limits, in one round trip."""
+    async def add_interactions(self, interactions: Mapping[str, Sequence[Interaction]]) -> None:
+        """Add members and drop the oldest beyond the limits, in one round trip for all users."""
         config = self._config
-        recent = {encode(i): i.at_unix_ms for i in interactions}
-        consumed = {i.item_id.encode(): i.at_unix_ms for i in interactions if (i.reward or 0.0) > 0.0}
         async with _store_errors():
             pipeline = self._client.pipeline(transaction=False)
-            _add_newer(pipeline, user_id, "recent", recent, config.recent_limit, config.user_state_ttl_s)
-            _add_newer(pipeline, user_id, "consumed", consumed, config.consumed_limit, config.consumed_ttl_s)
+            for user_id, of_user in interactions.items():
+                recent = [(i.at_unix_ms, encode(i)) for i in of_user]
+                consumed = [(i.at_unix_ms, i.item_id.encode()) for i in of_user if (i.reward or 0.0) > 0.0]
+                sets = [("recent", config.recent_limit, config.user_state_ttl_s, recent)]
+                if consumed:
+                    sets.append(("consumed", config.consumed_limit, config.consumed_ttl_s, consumed))
+                _add_newer(pipeline, user_id, sets)
             await pipeline.execute()
 
     async def add_impressions(self, impressions: Mapping[str, Sequence[Impression]]) -> None:
         """Add members and drop the oldest beyond the limit, in one round trip for all users."""
-        config = self._config
+        limit, ttl_s = self._config.impressions_limit, self._config.impressions_ttl_s
         async with _store_errors():
             pipeline = self._client.pipeline(transaction=False)
             for user_id, shown in impressions.items():
-                members = {impression_member(i): i.shown_at_unix_ms for i in shown}
-                _add_newer(
-                    pipeline, user_id, "impressions", members, config.impressions_limit, config.impressions_ttl_s
-                )
+                members = [(i.shown_at_unix_ms, impression_member(i)) for i in shown]
+                _add_newer(pipeline, user_id, [("impressions", limit, ttl_s, members)])
             await pipeline.execute()
 
     async def put_profiles(self, profiles: Mapping[str, UserProfile]) -> None:
@@ -338,12 +347,16 @@ def _user_prefix(user_id: str) -> str:
 
 
 def _add_newer(
-    pipeline: Pipeline, user_id: str, name: str, members: Mapping[bytes, int], limit: int, ttl_s: int
+    pipeline: Pipeline, user_id: str, sets: Sequence[tuple[str, int, int, Sequence[tuple[int, bytes]]]]
 ) -> None:
-    if members:
-        prefix = _user_prefix(user_id)
-        scored = [part for member, at_ms in members.items() for part in (str(at_ms), member)]
-        pipeline.eval(_ADD_NEWER, 2, f"{prefix}{name}", f"{prefix}erased", str(limit), str(ttl_s), *scored)
+    """Add (score, member) pairs to sets of a user: name, limit, time to live in seconds, pairs."""
+    prefix = _user_prefix(user_id)
+    keys = [f"{prefix}erased", *(f"{prefix}{name}" for name, *_ in sets)]
+    arguments: list[str | bytes] = []
+    for _, limit, ttl_s, members in sets:
+        packed = b"".join(_MEMBER_HEADER.pack(score, len(member)) + member for score, member in members)
+        arguments += (str(limit), str(ttl_s), packed)
+    pipeline.eval(_ADD_NEWER, len(keys), *keys, *arguments)
 
 
 def _epoch_key(model: str) -> str:
