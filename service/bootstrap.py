@@ -8,6 +8,7 @@ import secrets
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -16,14 +17,23 @@ from retrieval.bundle import load_bundle
 from retrieval.catalogue import Catalogue
 from service.adapters.child_check import check_in_child
 from service.adapters.embedded_store import store_url
-from service.adapters.parquet_archive import ParquetArchive
-from service.adapters.redis_store import RedisChangeLog, RedisJournal, RedisModelStore, RedisUserStates, connect
+from service.adapters.parquet_archive import ParquetArchive, archived_position
+from service.adapters.redis_store import (
+    RedisChangeLog,
+    RedisHealthBoard,
+    RedisJournal,
+    RedisModelStore,
+    RedisUserStates,
+    connect,
+)
 from service.archive import Archiver
 from service.catalogue_writer import CatalogueWriter
 from service.config import Config, explorer_of
 from service.count_items import ItemCounting, counting_model
 from service.feedback import Feedback
 from service.follow import Follower
+from service.health import HealthWatch
+from service.health_report import HealthDesk
 from service.impressions import ImpressionWriter
 from service.items_view import ItemsView
 from service.learn import LearnerLoop
@@ -96,6 +106,7 @@ class Worker:
     recommender: Recommender
     feedback: Feedback
     writer: CatalogueWriter
+    health: HealthDesk
     follower: Follower
     journal: Journal
     users: UserStates
@@ -176,6 +187,13 @@ def build_worker(config: Config) -> Worker:
             users=RedisUserStates(writes, config.store),
             clock=wall_clock_ms,
         ),
+        health=HealthDesk(
+            board=RedisHealthBoard(fast),
+            served={**served, **explorers},
+            n_items=lambda: len(items.catalogue),
+            metrics=metrics,
+            clock=wall_clock_ms,
+        ),
         follower=Follower(
             log=RedisChangeLog(reads),
             models=RedisModelStore(reads),
@@ -226,5 +244,20 @@ def build_archiver(config: Config, metrics: Metrics) -> Archiver:
         models=RedisModelStore(client),
         archive=ParquetArchive(config.data_path / "archive"),
         metrics=metrics,
+        clock=wall_clock_ms,
+    )
+
+
+def build_health_watch(config: Config) -> HealthWatch:
+    """Wire the health watch."""
+    client = connect(store_url(config), timeout_s=_WRITE_TIMEOUT_S)
+    return HealthWatch(
+        config=config,
+        journal=RedisJournal(client, n_partitions=config.store.partitions),
+        log=RedisChangeLog(client),
+        models=RedisModelStore(client),
+        board=RedisHealthBoard(client),
+        archived=partial(archived_position, config.data_path / "archive"),
+        state_path=config.data_path / "health" / "state.msgpack",
         clock=wall_clock_ms,
     )

@@ -16,6 +16,7 @@ from msgspec import Meta
 from bandit.exploration import Epsilon, Exploration, VwExplorer
 from bandit.explorer import ExplorerSpec, parse_explorer_arguments
 from bandit.features import FeatureSchema
+from bandit.health import HealthConfig
 from bandit.policy import ModelSpec
 from bandit.rewards import RewardPolicy
 from bandit.rules import Rule
@@ -241,6 +242,7 @@ class Config(Section, frozen=True, kw_only=True):
         http: The API.
         store: The store.
         archive: The archive.
+        health: The health watch.
         features: The feature schema, shared by all models.
         models: Bandit models by name.
         surfaces: Surfaces by name.
@@ -253,6 +255,7 @@ class Config(Section, frozen=True, kw_only=True):
     http: HttpConfig = msgspec.field(default_factory=HttpConfig)
     store: StoreConfig = msgspec.field(default_factory=StoreConfig)
     archive: ArchiveConfig = msgspec.field(default_factory=ArchiveConfig)
+    health: HealthConfig = msgspec.field(default_factory=HealthConfig)
     features: FeatureSchema = msgspec.field(default_factory=FeatureSchema)
     models: dict[str, ModelConfig] = {}
     surfaces: dict[str, SurfaceConfig] = {}
@@ -277,6 +280,19 @@ class Config(Section, frozen=True, kw_only=True):
                     f"surface {name!r} names explorer {explorer!r}, declared with arguments are {explorers}"
                 )
         self._check_retention()
+        self._check_health()
+
+    def _check_health(self) -> None:
+        """Refuse a health watch on features that are not declared, or whose values are not a few names."""
+        watched: list[tuple[str, tuple[str, ...]]] = [(name, ("context", "user")) for name in self.health.drift]
+        if self.health.genre:
+            watched.append((self.health.genre, ("item",)))
+        for name, namespaces in watched:
+            found = [f for f in self.features.features if f.name == name and f.namespace in namespaces]
+            if not found:
+                raise ValueError(f"health watches {name!r}, which is no feature of {' or '.join(namespaces)}")
+            if found[0].kind == "weighted" or (found[0].kind == "numeric" and not found[0].edges):
+                raise ValueError(f"health watches {name!r}, which has neither categories nor buckets")
 
     def _check_retention(self) -> None:
         """Refuse features that need what a user did for longer than the store keeps it."""

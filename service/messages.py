@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from bandit.exploration import Exploration
+from bandit.health_intervals import Interval
 from bandit.rules import Rule
 from retrieval.items import Item
 
@@ -500,6 +501,91 @@ class Outcome(Stored, frozen=True, kw_only=True):
     kind: str
     at_unix_ms: int
     delay_ms: int
+
+
+# --- health ---------------------------------------------------------------------------------------------------------
+
+
+class HealthAlarm(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that is not as it should be.
+
+    Attributes:
+        name: What; a part after a colon says of which feature, event type or model.
+        level: warning or alarm.
+        since_unix_ms: When it was first seen in one go.
+        value: What was measured.
+        limit: What it crossed.
+        reason: In words.
+    """
+
+    name: str
+    level: str
+    since_unix_ms: int
+    value: float
+    limit: float
+    reason: str
+
+
+class HealthVerdict(Stored, frozen=True, kw_only=True):
+    """What the health watch says, under a key that expires when nobody renews it.
+
+    Attributes:
+        at_unix_ms: Clock of the watch.
+        journal_ms: Journal time up to which it has read.
+        alarms: What is not as it should be.
+        values: What it measured, by name.
+        model_versions: Versions that were published a while ago, by model: whoever serves an older one lags.
+    """
+
+    at_unix_ms: int
+    journal_ms: int
+    alarms: list[HealthAlarm]
+    values: dict[str, float]
+    model_versions: dict[str, int]
+
+
+class HealthState(Stored, frozen=True, kw_only=True):
+    """What a health watch needs to go on; a file beside the archive.
+
+    Attributes:
+        resume_ms: Journal time from which it reads again.
+        intervals: Closed intervals, oldest first.
+        unfinished: The interval that lacks outcomes, None when there is none.
+        since_unix_ms: Since when what is wrong is wrong, by name.
+    """
+
+    resume_ms: int
+    intervals: list[Interval]
+    unfinished: Interval | None
+    since_unix_ms: dict[str, int]
+
+
+class ProbedContext(msgspec.Struct, frozen=True, kw_only=True):
+    """One context of a probe set.
+
+    Attributes:
+        event_id: The decision it was taken from.
+        shared: Shared features by namespace, one row.
+        actions: Features of k actions by namespace.
+        genres: Genres of each action, k lists.
+    """
+
+    event_id: str
+    shared: dict[str, HashedFeatures]
+    actions: dict[str, HashedFeatures]
+    genres: list[list[str]]
+
+
+class ProbeFile(Stored, frozen=True, kw_only=True):
+    """The frozen probe set; a file beside the archive.
+
+    Attributes:
+        schema_version: Feature schema that it is encoded by.
+        contexts: In the order of their keyed digests.
+    """
+
+    schema_version: str
+    contexts: list[ProbedContext]
 
 
 _ENCODER = msgspec.msgpack.Encoder()

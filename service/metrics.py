@@ -49,4 +49,7 @@ class Metrics:
         )
         self.learner_lag_seconds = Gauge("hone_learner_lag_seconds", "Age of the newest applied entry", registry=r)
         self.learner_loss = Gauge("hone_learner_progressive_loss", "Mean progressive squared loss", registry=r)
+        self.health_status = Gauge("hone_health_status", "0 ok, 1 warning, 2 alarm", registry=r)
+        self.health_value = Gauge("hone_health_value", "What the health watch measured", ["name"], registry=r)
+        self.health_alarm = Gauge("hone_health_alarm", "1 warning, 2 alarm; only what is wrong", ["name"], registry=r)
         self.archived = Counter("hone_archived_total", "Entries archived", registry=r)

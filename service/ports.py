@@ -172,6 +172,16 @@ class ModelStore(Protocol):
         """Return the name of the model's weight stream, to follow with `ChangeLog.read`."""
 
 
+class HealthBoard(Protocol):
+    """Where the health watch publishes its verdict for every worker to read."""
+
+    async def publish(self, verdict: bytes, *, ttl_ms: int) -> None:
+        """Replace the verdict; it is gone when it is not replaced again in time."""
+
+    async def fetch(self) -> bytes | None:
+        """Return the verdict, None when nobody has published one lately."""
+
+
 class Archive(Protocol):
     """The offline store: every journal entry once, in order, across restarts. Blocking; call it off the event loop."""
 

@@ -11,9 +11,10 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from service.bootstrap import build_archiver, build_learner, build_worker
+from service.bootstrap import build_archiver, build_health_watch, build_learner, build_worker
 from service.config import Config
 from service.errors import Fenced, StoreUnavailable
+from service.health import HealthWatch
 from service.learn import ModelLoop
 from service.logs import configure_logs
 from service.metrics import Metrics
@@ -63,14 +64,16 @@ def run_learner(config: Config) -> None:
 
 
 def run_archiver(config: Config) -> None:
-    """Archive until SIGTERM, then write what was read."""
+    """Archive, and watch the health of the loop, until SIGTERM; then write what was read."""
     configure_logs(config.log_level, process="archiver")
 
     async def main() -> None:
         archiver = build_archiver(config, Metrics())
         stop = _stop_event()
+        watching = asyncio.create_task(_watch(build_health_watch(config), stop))
         await _repeat(archiver.step, stop)
         await archiver.flush()
+        await watching
 
     uvloop.run(main())
 
@@ -89,6 +92,15 @@ async def _learn(loop: ModelLoop[Any], stop: asyncio.Event) -> None:
     except (StoreUnavailable, Fenced) as error:
         # The next learner starts from the last checkpoint and learns the rest again, to the same model.
         _log.warning("learn.unsaved", error=str(error))
+
+
+async def _watch(watch: HealthWatch, stop: asyncio.Event) -> None:
+    """Watch until told to stop. A watch that fails must not take the archive with it: its verdict expires, an alarm."""
+    try:
+        await _repeat(watch.step, stop)
+        watch.save()
+    except Exception:
+        _log.exception("health.failed")
 
 
 async def _repeat(step: Callable[[], Awaitable[object]], stop: asyncio.Event) -> None:

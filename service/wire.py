@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from retrieval.items import Attribute
+from service.messages import HealthAlarm
 
 Identifier = Annotated[str, Meta(min_length=1, max_length=256)]
 Slot = Annotated[int, Meta(ge=0, le=1000)]
@@ -152,6 +153,22 @@ class UserBody(Body, frozen=True, kw_only=True):
     birth_date: date | None = None
     country: Annotated[str, Meta(min_length=2, max_length=2)] | None = None
     attributes: dict[str, Attribute] = {}
+
+
+class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `GET /v1/health`.
+
+    Attributes:
+        status: The worst level among the alarms.
+        alarms: What is not as it should be, with the reason.
+        values: What was measured, by name.
+        at_unix_ms: When the health watch looked.
+    """
+
+    status: Literal["ok", "warning", "alarm"]
+    alarms: list[HealthAlarm]
+    values: dict[str, float]
+    at_unix_ms: int
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

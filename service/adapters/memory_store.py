@@ -280,6 +280,25 @@ class MemoryModelStore:
             raise Fenced("a newer learner has taken over")
 
 
+class MemoryHealthBoard:
+    """`HealthBoard` in memory."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._clock = store.clock
+        self._verdict: bytes | None = None
+        self._expires_at_ms = 0
+
+    async def publish(self, verdict: bytes, *, ttl_ms: int) -> None:
+        """Keep it for a while."""
+        await asyncio.sleep(0)
+        self._verdict, self._expires_at_ms = verdict, self._clock() + ttl_ms
+
+    async def fetch(self) -> bytes | None:
+        """Return it while it holds."""
+        await asyncio.sleep(0)
+        return self._verdict if self._clock() < self._expires_at_ms else None
+
+
 class MemoryArchive:
     """`Archive` in memory.
 

@@ -330,6 +330,24 @@ class RedisModelStore:
             return await self._client.eval(script, len(keys), *keys, str(epoch), *arguments)
 
 
+class RedisHealthBoard:
+    """`HealthBoard` on one key."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+
+    async def publish(self, verdict: bytes, *, ttl_ms: int) -> None:
+        """Set with an expiry."""
+        async with _store_errors():
+            await self._client.set("hone:health", verdict, px=ttl_ms)
+
+    async def fetch(self) -> bytes | None:
+        """Get it."""
+        async with _store_errors():
+            found: Any = await self._client.get("hone:health")
+            return cast("bytes | None", found)
+
+
 def _claim(journal_id: bytes, summary: bytes, *, is_new: bool) -> Claim:
     return Claim(journal_id=journal_id.decode(), summary=summary_decoder.decode(summary), is_new=is_new)
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from retrieval.bundle import BundleError
-from service.cli import catalogue, configuration, features, inspection, offline, processes
+from service.cli import catalogue, configuration, features, health, inspection, offline, processes
 from service.cli.settings import Settings
 from service.config import ConfigError
 from service.errors import Fenced, InvalidRequest, NotFound, StoreUnavailable
@@ -35,7 +35,7 @@ def _main(
     context.obj = Settings(config_path=config)
 
 
-for register in (processes.register, catalogue.register, inspection.register, features.register):
+for register in (processes.register, catalogue.register, inspection.register, features.register, health.register):
     register(app)
 app.add_typer(configuration.config_app, name="config")
 app.add_typer(offline.embeddings, name="embeddings")

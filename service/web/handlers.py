@@ -85,6 +85,11 @@ async def surfaces(request: web.Request) -> web.Response:
     return json_response(request.app[WORKER].live.current.config.surfaces)
 
 
+async def health(request: web.Request) -> web.Response:
+    """GET /v1/health: the verdict of the health watch."""
+    return json_response(await request.app[WORKER].health.report())
+
+
 async def healthz(_request: web.Request) -> web.Response:
     """GET /healthz: the process answers."""
     return json_response({"status": "ok"})
@@ -105,8 +110,10 @@ async def readyz(request: web.Request) -> web.Response:
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """GET /metrics: of the worker that answers."""
-    body = generate_latest(request.app[WORKER].metrics.registry)
+    """GET /metrics: of the worker that answers, and of the health watch."""
+    worker = request.app[WORKER]
+    await worker.health.report()
+    body = generate_latest(worker.metrics.registry)
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
@@ -129,6 +136,7 @@ def add_routes(app: web.Application) -> None:
     app.router.add_post("/v1/reward", reward)
     app.router.add_get("/v1/decisions/{event_id}", decision)
     app.router.add_get("/v1/surfaces", surfaces)
+    app.router.add_get("/v1/health", health)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)

@@ -11,6 +11,7 @@ from retrieval.items import Item
 from service.wire import (
     AcceptedResponse,
     EventBody,
+    HealthReport,
     Problem,
     RecommendRequest,
     RecommendResponse,
@@ -18,7 +19,17 @@ from service.wire import (
     UserBody,
 )
 
-_TYPES = (AcceptedResponse, EventBody, Item, Problem, RecommendRequest, RecommendResponse, RewardBody, UserBody)
+_TYPES = (
+    AcceptedResponse,
+    EventBody,
+    HealthReport,
+    Item,
+    Problem,
+    RecommendRequest,
+    RecommendResponse,
+    RewardBody,
+    UserBody,
+)
 
 # (method, path): summary, request type (a list means one or many), status, response type.
 _OPERATIONS: dict[tuple[str, str], tuple[str, Any, int, Any]] = {
@@ -27,6 +38,7 @@ _OPERATIONS: dict[tuple[str, str], tuple[str, Any, int, Any]] = {
     ("post", "/v1/reward"): ("Reward one slot with a number", RewardBody, 202, AcceptedResponse),
     ("get", "/v1/decisions/{event_id}"): ("Explain a decision", None, 200, None),
     ("get", "/v1/surfaces"): ("The declared surfaces", None, 200, None),
+    ("get", "/v1/health"): ("Collapse, blindness and drift: what is wrong, and why", None, 200, HealthReport),
     ("put", "/v1/items"): ("Put items (array or NDJSON)", [Item], 202, AcceptedResponse),
     ("get", "/v1/items"): ("Get items by `ids`", None, 200, [Item]),
     ("get", "/v1/items/{item_id}"): ("Get an item", None, 200, Item),
