@@ -47,6 +47,9 @@ class Metrics:
         self.learner_outcomes = Gauge(
             "hone_learner_outcomes", "Joins by reason since the first start", ["reason"], registry=r
         )
+        self.learner_leads = Gauge(
+            "hone_learner_leads", "1 when this process learns the model, 0 when it stands by", ["model"], registry=r
+        )
         self.learner_lag_seconds = Gauge("hone_learner_lag_seconds", "Age of the newest applied entry", registry=r)
         self.learner_loss = Gauge("hone_learner_progressive_loss", "Mean progressive squared loss", registry=r)
         self.archived = Counter("hone_archived_total", "Entries archived", registry=r)

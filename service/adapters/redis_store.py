@@ -41,6 +41,28 @@ _FENCED_ADD = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
 return redis.call('XADD', KEYS[2], '*', 'e', ARGV[2])
 """
+_FENCED_LEASE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
+redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+return 'OK'
+"""
+_FENCED_DELETE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
+return redis.call('DEL', KEYS[2])
+"""
+# KEYS: epoch. ARGV: the least that it may be.
+_NEXT_EPOCH = """
+local epoch = math.max(redis.call('INCR', KEYS[1]), tonumber(ARGV[1]))
+redis.call('SET', KEYS[1], string.format('%d', epoch))
+return epoch
+"""
+# KEYS: epoch, stream. ARGV: epoch, entry, 1 to drop what came before it.
+_FENCED_PUBLISH = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
+local id = redis.call('XADD', KEYS[2], '*', 'e', ARGV[2])
+if ARGV[3] == '1' then redis.call('XTRIM', KEYS[2], 'MINID', id) end
+return id
+"""
 # A missing stream has no last id; '0-0' then reads it whole.
 _FENCED_SNAPSHOT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
@@ -188,6 +210,18 @@ class RedisChangeLog:
         async with _store_errors():
             return int(await self._client.xtrim(stream, minid=before, approximate=False))
 
+    async def take_epoch(self, stream: str, *, at_least: int) -> int:
+        """Increment the epoch of the stream, which lies in its cluster slot."""
+        async with _store_errors():
+            return int(await self._client.eval(_NEXT_EPOCH, 1, _epoch_key(stream), str(at_least)))
+
+    async def publish(self, stream: str, epoch: int, entry: bytes, *, is_whole: bool) -> None:
+        """Append and trim under the fence."""
+        async with _store_errors():
+            await self._client.eval(
+                _FENCED_PUBLISH, 2, _epoch_key(stream), stream, str(epoch), entry, str(int(is_whole))
+            )
+
 
 class RedisUserStates:
     """`UserStates` on keys `hone:{u:<user_id>}:...`: a string for the profile, sorted sets by accept time."""
@@ -271,6 +305,20 @@ class RedisModelStore:
         async with _store_errors():
             return int(await self._client.incr(_epoch_key(model)))
 
+    async def hold_lease(self, model: str, epoch: int, *, lease_ms: int) -> None:
+        """Set under the fence, with its end as expiry."""
+        await self._fenced(_FENCED_LEASE, [_epoch_key(model), _lease_key(model)], epoch, str(lease_ms))
+
+    async def release_lease(self, model: str, epoch: int) -> None:
+        """Delete under the fence."""
+        await self._fenced(_FENCED_DELETE, [_epoch_key(model), _lease_key(model)], epoch)
+
+    async def lease_holder(self, model: str) -> int | None:
+        """Get it."""
+        async with _store_errors():
+            found: Any = await self._client.get(_lease_key(model))
+        return None if found is None else int(found)
+
     async def save_checkpoint(self, model: str, epoch: int, checkpoint: bytes) -> None:
         """Set under the fence."""
         await self._fenced(_FENCED_SET, [_epoch_key(model), f"hone:checkpoint:{{{model}}}"], epoch, checkpoint)
@@ -339,8 +387,13 @@ def _add_newer(
     pipeline.eval(_ADD_NEWER, len(keys), *keys, *arguments)
 
 
-def _epoch_key(model: str) -> str:
-    return f"hone:epoch:{{{model}}}"
+def _epoch_key(name: str) -> str:
+    """Return the epoch of a model, or of a stream: in the cluster slot of what is named so."""
+    return f"hone:epoch:{{{name}}}"
+
+
+def _lease_key(model: str) -> str:
+    return f"hone:lease:{{{model}}}"
 
 
 async def _append(client: Redis, stream: str, entries: Sequence[bytes]) -> list[str]:

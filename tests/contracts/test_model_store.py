@@ -109,6 +109,37 @@ async def test_a_follower_reads_on_from_the_snapshots_position(adapters: Adapter
     assert [entry.entry_id for entry in found] == [new_id]
 
 
+async def test_a_lease_lasts_as_long_as_it_was_taken_for(adapters: Adapters) -> None:
+    models = adapters.models()
+    epoch = await models.take_epoch("m")
+    assert await models.lease_holder("m") is None
+    await models.hold_lease("m", epoch, lease_ms=60_000)
+    assert await models.lease_holder("m") == epoch
+    assert await models.lease_holder("other") is None
+    await models.hold_lease("m", epoch, lease_ms=50)
+    await adapters.pass_ms(80)
+    assert await models.lease_holder("m") is None
+
+
+async def test_a_released_lease_is_free_at_once(adapters: Adapters) -> None:
+    models = adapters.models()
+    epoch = await models.take_epoch("m")
+    await models.hold_lease("m", epoch, lease_ms=60_000)
+    await models.release_lease("m", epoch)
+    assert await models.lease_holder("m") is None
+
+
+async def test_an_older_epoch_cannot_touch_the_lease_of_the_newer(adapters: Adapters) -> None:
+    models = adapters.models()
+    old = await models.take_epoch("m")
+    new = await models.take_epoch("m")
+    await models.hold_lease("m", new, lease_ms=60_000)
+    for write in (lambda: models.hold_lease("m", old, lease_ms=60_000), lambda: models.release_lease("m", old)):
+        with pytest.raises(Fenced):
+            await write()
+    assert await models.lease_holder("m") == new
+
+
 async def test_models_do_not_share_anything(adapters: Adapters) -> None:
     models = adapters.models()
     await models.take_epoch("m")
@@ -125,6 +156,9 @@ async def test_every_call_to_a_store_that_is_away_raises_store_unavailable(nowhe
     models = RedisModelStore(nowhere)
     calls = [
         lambda: models.take_epoch("m"),
+        lambda: models.hold_lease("m", 1, lease_ms=1),
+        lambda: models.release_lease("m", 1),
+        lambda: models.lease_holder("m"),
         lambda: models.save_checkpoint("m", 1, b""),
         lambda: models.load_checkpoint("m"),
         lambda: models.publish_delta("m", 1, b""),
