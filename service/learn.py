@@ -10,7 +10,7 @@ import structlog
 
 from bandit.features import FeatureSchema
 from bandit.joining import Joined, Joiner, Position
-from bandit.learner import Learner
+from bandit.learner import Learner, collision_share
 from bandit.vw_format import Encoded
 from service.config import Config, SurfaceConfig
 from service.count_items import ItemCounting
@@ -30,6 +30,10 @@ _BLOCK_MS = 50
 # Journal time must move for windows to close; an idle journal gets a heartbeat this often.
 _HEARTBEAT_MS = 1_000
 _SNAPSHOT_EVERY = 1_000
+# Applying so many weights takes a worker about a millisecond.
+_DELTA_WEIGHTS = 65_536
+# A table that is fuller than this is warned about: of its used weights, 31% serve several features.
+_CROWDED_SHARE = 0.5
 
 _log = structlog.get_logger("hone.learn")
 
@@ -327,6 +331,8 @@ class ModelLoop(Generic[L]):
 class LearnerLoop(ModelLoop[Learner]):
     """Learns a linear model from shared context and drawn item, and publishes the weights that changed."""
 
+    _is_crowded = False
+
     def _build_learner(self, model_bytes: bytes | None) -> Learner:
         return Learner(self._config.model_spec(self.model), model_bytes)
 
@@ -346,9 +352,24 @@ class LearnerLoop(ModelLoop[Learner]):
 
     async def _publish_change(self) -> None:
         change = self._learner.change()
+        # Each part is a version of its own: a worker applies one between two requests.
+        for start in range(0, len(change.indices), _DELTA_WEIGHTS):
+            part = slice(start, start + _DELTA_WEIGHTS)
+            await self._publish(
+                change.indices[part].astype("<u4").tobytes(), change.values[part].astype("<f4").tobytes()
+            )
         if len(change.indices):
-            await self._publish(change.indices.astype("<u4").tobytes(), change.values.astype("<f4").tobytes())
             self._learner.forget_change()
+
+    async def save(self) -> None:
+        """Write the checkpoint, and look how full the weight table is."""
+        await super().save()
+        occupied = self._learner.occupied_share()
+        self._metrics.model_occupied_share.labels(self.model).set(occupied)
+        self._metrics.model_collision_share.labels(self.model).set(collision_share(occupied))
+        if occupied > _CROWDED_SHARE and not self._is_crowded:
+            _log.warning("learn.table_crowded", model=self.model, occupied_share=occupied, hint="raise models.*.bits")
+        self._is_crowded = occupied > _CROWDED_SHARE
 
     def _snapshot(self, stream_id: str) -> ModelSnapshot:
         weights = self._learner.all_weights()

@@ -175,8 +175,8 @@ class ModelStore(Protocol):
     async def last_delta(self, model: str) -> tuple[str, bytes] | None:
         """Return the id and payload of the newest delta, None when the stream is empty."""
 
-    async def load_snapshot(self, model: str) -> bytes | None:
-        """Return the snapshot, None before the first."""
+    async def load_snapshot(self, model: str) -> bytes | bytearray | None:
+        """Return the snapshot, None before the first; other tasks get their turn while a large one is read."""
 
     def weights_stream(self, model: str) -> str:
         """Return the name of the model's weight stream, to follow with `ChangeLog.read`."""

@@ -89,6 +89,9 @@ end
 """
 _MEMBER_HEADER = struct.Struct(">dI")
 
+_PIECE_BYTES = 524_288
+_HEAD_BYTES = 256
+
 _profile_decoder = msgspec.msgpack.Decoder(UserProfile)
 _interaction_decoder = msgspec.msgpack.Decoder(Interaction)
 
@@ -347,11 +350,10 @@ class RedisModelStore:
             found: Any = await self._client.xrevrange(self.weights_stream(model), count=1)
         return (found[0][0].decode(), found[0][1][b"e"]) if found else None
 
-    async def load_snapshot(self, model: str) -> bytes | None:
-        """Get it."""
+    async def load_snapshot(self, model: str) -> bytearray | None:
+        """Get it in pieces."""
         async with _store_errors():
-            found: Any = await self._client.get(f"hone:snapshot:{{{model}}}")
-            return cast("bytes | None", found)
+            return await _get_in_pieces(self._client, f"hone:snapshot:{{{model}}}")
 
     async def _fenced(self, script: str, keys: list[str], epoch: int, *arguments: bytes | str) -> Any:  # noqa: ANN401
         async with _store_errors():
@@ -409,3 +411,22 @@ async def _xread(client: Redis, streams: dict[Any, Any], *, count: int, block_ms
     if isinstance(answer, dict):
         return [(name, batches[0]) for name, batches in answer.items()]
     return answer or []
+
+
+async def _get_in_pieces(client: Redis, key: str) -> bytearray | None:
+    """Return a value read piece by piece: one reply of many megabytes would hold the event loop while it is copied."""
+    while True:
+        pipeline = client.pipeline(transaction=True)
+        pipeline.strlen(key)
+        pipeline.getrange(key, 0, _PIECE_BYTES - 1)
+        n_bytes, head = await pipeline.execute()
+        if not n_bytes:
+            return None
+        value = bytearray(n_bytes)
+        value[: len(head)] = head
+        for start in range(_PIECE_BYTES, n_bytes, _PIECE_BYTES):
+            piece: Any = await client.getrange(key, start, start + _PIECE_BYTES - 1)
+            value[start : start + _PIECE_BYTES] = piece
+        # A value that was replaced meanwhile tells so in its first bytes: they hold the epoch and the version.
+        if len(head) == n_bytes or await client.getrange(key, 0, _HEAD_BYTES - 1) == head[:_HEAD_BYTES]:
+            return value

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
@@ -138,6 +141,24 @@ async def test_an_older_epoch_cannot_touch_the_lease_of_the_newer(adapters: Adap
         with pytest.raises(Fenced):
             await write()
     assert await models.lease_holder("m") == new
+
+
+async def test_a_snapshot_of_many_pieces_comes_back_whole_while_others_are_written(adapters: Adapters) -> None:
+    models = adapters.models()
+    epoch = await models.take_epoch("m")
+    padding = [bytes([version]) * 2_000_000 for version in range(3)]
+    snapshots = [
+        msgspec.msgpack.encode({"version": version, "stream_id": "0-0", "padding": padding[version]})
+        for version in range(3)
+    ]
+    await models.publish_snapshot("m", epoch, snapshots[0])
+    assert await models.load_snapshot("m") == snapshots[0]
+    for _ in range(5):
+        loading = asyncio.ensure_future(models.load_snapshot("m"))
+        for snapshot in snapshots[1:]:
+            await asyncio.sleep(0.001)
+            await models.publish_snapshot("m", epoch, snapshot)
+        assert await loading in snapshots
 
 
 async def test_models_do_not_share_anything(adapters: Adapters) -> None:
