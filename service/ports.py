@@ -175,7 +175,7 @@ class ModelStore(Protocol):
     async def last_delta(self, model: str) -> tuple[str, bytes] | None:
         """Return the id and payload of the newest delta, None when the stream is empty."""
 
-    async def load_snapshot(self, model: str) -> bytes | bytearray | None:
+    async def load_snapshot(self, model: str) -> bytes | memoryview | None:
         """Return the snapshot, None before the first; other tasks get their turn while a large one is read."""
 
     def weights_stream(self, model: str) -> str:

@@ -6,6 +6,7 @@ import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from hashlib import blake2b
+from mmap import mmap
 from typing import Any, cast
 
 import msgspec
@@ -350,7 +351,7 @@ class RedisModelStore:
             found: Any = await self._client.xrevrange(self.weights_stream(model), count=1)
         return (found[0][0].decode(), found[0][1][b"e"]) if found else None
 
-    async def load_snapshot(self, model: str) -> bytearray | None:
+    async def load_snapshot(self, model: str) -> bytes | memoryview | None:
         """Get it in pieces."""
         async with _store_errors():
             return await _get_in_pieces(self._client, f"hone:snapshot:{{{model}}}")
@@ -413,7 +414,7 @@ async def _xread(client: Redis, streams: dict[Any, Any], *, count: int, block_ms
     return answer or []
 
 
-async def _get_in_pieces(client: Redis, key: str) -> bytearray | None:
+async def _get_in_pieces(client: Redis, key: str) -> bytes | memoryview | None:
     """Return a value read piece by piece: one reply of many megabytes would hold the event loop while it is copied."""
     while True:
         pipeline = client.pipeline(transaction=True)
@@ -422,11 +423,14 @@ async def _get_in_pieces(client: Redis, key: str) -> bytearray | None:
         n_bytes, head = await pipeline.execute()
         if not n_bytes:
             return None
-        value = bytearray(n_bytes)
+        if len(head) == n_bytes:
+            return bytes(head)
+        # Unlike a bytearray, its pages are only touched as they are filled.
+        value = memoryview(mmap(-1, n_bytes))
         value[: len(head)] = head
         for start in range(_PIECE_BYTES, n_bytes, _PIECE_BYTES):
             piece: Any = await client.getrange(key, start, start + _PIECE_BYTES - 1)
-            value[start : start + _PIECE_BYTES] = piece
+            value[start : start + len(piece)] = piece
         # A value that was replaced meanwhile tells so in its first bytes: they hold the epoch and the version.
-        if len(head) == n_bytes or await client.getrange(key, 0, _HEAD_BYTES - 1) == head[:_HEAD_BYTES]:
+        if await client.getrange(key, 0, _HEAD_BYTES - 1) == head[:_HEAD_BYTES]:
             return value

@@ -146,16 +146,15 @@ async def test_an_older_epoch_cannot_touch_the_lease_of_the_newer(adapters: Adap
 async def test_a_snapshot_of_many_pieces_comes_back_whole_while_others_are_written(adapters: Adapters) -> None:
     models = adapters.models()
     epoch = await models.take_epoch("m")
-    padding = [bytes([version]) * 2_000_000 for version in range(3)]
     snapshots = [
-        msgspec.msgpack.encode({"version": version, "stream_id": "0-0", "padding": padding[version]})
-        for version in range(3)
+        msgspec.msgpack.encode({"version": version, "stream_id": "0-0", "padding": bytes([version]) * 2_000_000})
+        for version in range(11)
     ]
     await models.publish_snapshot("m", epoch, snapshots[0])
     assert await models.load_snapshot("m") == snapshots[0]
-    for _ in range(5):
+    for turn in range(1, 11, 2):
         loading = asyncio.ensure_future(models.load_snapshot("m"))
-        for snapshot in snapshots[1:]:
+        for snapshot in snapshots[turn : turn + 2]:
             await asyncio.sleep(0.001)
             await models.publish_snapshot("m", epoch, snapshot)
         assert await loading in snapshots
