@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -114,6 +115,27 @@ class Learner:
         used = np.flatnonzero(self._weights)
         return WeightChange(indices=used.astype(np.uint32), values=self._weights[used])
 
+    def occupied_share(self) -> float:
+        """Return the share of the table's weights that are not zero."""
+        return float(np.count_nonzero(self._weights)) / len(self._weights)
+
     def serialize(self) -> bytes:
         """Return the workspace: learning on from it equals learning on without it, weight for weight."""
         return bytes(self._workspace.serialize())
+
+
+def collision_share(occupied_share: float) -> float:
+    """Return the expected share of used weights that more than one feature uses.
+
+    n features hashed evenly into m weights leave a weight unused with probability exp(-n/m) = 1 - occupied, so the
+    number of features of one weight is Poisson with rate -ln(1 - occupied).
+
+    >>> round(collision_share(0.5), 3)
+    0.307
+    """
+    if occupied_share <= 0.0:
+        return 0.0
+    if occupied_share >= 1.0:
+        return 1.0
+    rate = -math.log1p(-occupied_share)
+    return 1.0 - rate * (1.0 - occupied_share) / occupied_share

@@ -81,6 +81,8 @@ class StoreConfig(Section, frozen=True, kw_only=True):
         consumed_limit: Consumed items kept a user.
         impressions_ttl_s: Impressions are remembered for this long after the last one, in seconds.
         impressions_limit: Impressions kept a user.
+        lease_s: A learner that was silent for so long is replaced by a standby, in seconds; longer than writing a
+            checkpoint takes.
     """
 
     url: str = ""
@@ -92,6 +94,7 @@ class StoreConfig(Section, frozen=True, kw_only=True):
     consumed_limit: Count = 500
     impressions_ttl_s: Count = 86_400
     impressions_limit: Count = 200
+    lease_s: Annotated[float, Meta(ge=0.5, le=3600)] = 2.0
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ import structlog
 
 from bandit.features import FeatureSchema
 from bandit.joining import Joined, Joiner, Position
-from bandit.learner import Learner
+from bandit.learner import Learner, collision_share
 from bandit.vw_format import Encoded
 from service.config import Config, SurfaceConfig
 from service.count_items import ItemCounting
@@ -30,6 +30,10 @@ _BLOCK_MS = 50
 # Journal time must move for windows to close; an idle journal gets a heartbeat this often.
 _HEARTBEAT_MS = 1_000
 _SNAPSHOT_EVERY = 1_000
+# Applying so many weights takes a worker about a millisecond.
+_DELTA_WEIGHTS = 65_536
+# A table that is fuller than this is warned about: of its used weights, 31% serve several features.
+_CROWDED_SHARE = 0.5
 
 _log = structlog.get_logger("hone.learn")
 
@@ -69,7 +73,7 @@ class ModelLoop(Generic[L]):
         counting: ItemCounting | None = None,
     ) -> None:
         self._config = config
-        self._model = model
+        self.model = model
         # The statistics of items have one writer: the learner that is given the counting.
         self._counting = counting
         self._schema: FeatureSchema = config.features
@@ -92,6 +96,8 @@ class ModelLoop(Generic[L]):
         self._version = 0
         self._applied: dict[int, Position] = {}
         self._n_published = 0
+        self._lease_ms = int(config.store.lease_s * 1000)
+        self._renewed_at_ms = 0
         self._saved_at_ms = 0
         self._newest_ms = 0
 
@@ -100,18 +106,26 @@ class ModelLoop(Generic[L]):
         """Return the last published version."""
         return self._version
 
+    async def is_led(self) -> bool:
+        """Return whether a learner of this model is alive; a standby starts when none is."""
+        return await self._models.lease_holder(self.model) is not None
+
     async def start(self) -> None:
-        """Take the next epoch, restore the checkpoint, rebuild open joins and publish a snapshot.
+        """Take the next epoch and the lease, restore the checkpoint, rebuild open joins and publish a snapshot.
+
+        Start once; after a failure, start another learner.
 
         Raises:
+            Fenced: another learner has started meanwhile.
             ValueError: the checkpoint is of another feature schema or table size.
         """
-        self._epoch = await self._models.take_epoch(self._model)
-        stored = await self._models.load_checkpoint(self._model)
+        self._epoch = await self._models.take_epoch(self.model)
+        await self._hold_lease()
+        stored = await self._models.load_checkpoint(self.model)
         if stored is not None:
             await self._restore(msgspec.msgpack.decode(stored, type=Checkpoint))
-        newest = await self._models.last_delta(self._model)
-        published = await self._models.load_snapshot(self._model)
+        newest = await self._models.last_delta(self.model)
+        published = await self._models.load_snapshot(self.model)
         # Versions go on from what workers may have seen, also past the checkpoint.
         seen = [self._version]
         if newest is not None:
@@ -125,7 +139,8 @@ class ModelLoop(Generic[L]):
         # An empty delta on top of the snapshot: followers see that it is not theirs and load the snapshot.
         await self._publish(b"", b"")
         self._saved_at_ms = self._clock()
-        _log.info("learn.started", model=self._model, epoch=self._epoch, version=self._version)
+        self._metrics.learner_leads.labels(self.model).set(1)
+        _log.info("learn.started", model=self.model, epoch=self._epoch, version=self._version)
 
     async def step(self) -> int:
         """Apply what came, publish what changed, checkpoint when due; return the number of entries applied.
@@ -134,11 +149,14 @@ class ModelLoop(Generic[L]):
             Fenced: another learner has taken over; this one must end.
             StoreUnavailable: nothing is lost; entries that were applied stay applied, calling again goes on.
         """
+        await self._renew_lease()
         entries = await self._reader.read(count=_BATCH, block_ms=_BLOCK_MS)
         for position, payload in entries:
             entry = self._joins.decode(position, payload)
             for joined in self._joins.apply(position, entry):
                 self._learn(joined)
+                # One entry may close the windows of very many slots.
+                await self._renew_lease()
             self._applied[position[1]] = position
             self._newest_ms = position[0]
             self._after_entry(position)
@@ -149,7 +167,7 @@ class ModelLoop(Generic[L]):
             await self._counting.publish(now_ms)
         is_repaired = await self._repairs.write()
         # A checkpoint says that its entries need not be read again, so it waits for the users' states.
-        if is_repaired and now_ms - self._saved_at_ms >= self._config.models[self._model].checkpoint_s * 1000:
+        if is_repaired and now_ms - self._saved_at_ms >= self._config.models[self.model].checkpoint_s * 1000:
             await self.save()
         if not entries:
             await self._beat(now_ms)
@@ -158,8 +176,26 @@ class ModelLoop(Generic[L]):
 
     async def save(self) -> None:
         """Write the checkpoint under this learner's epoch."""
-        await self._models.save_checkpoint(self._model, self._epoch, encode(self._checkpoint()))
+        await self._models.save_checkpoint(self.model, self._epoch, encode(self._checkpoint()))
         self._saved_at_ms = self._clock()
+
+    async def end(self) -> None:
+        """Write the checkpoint and let a standby take over at once."""
+        await self.save()
+        await self._models.release_lease(self.model, self._epoch)
+
+    def show_standby(self) -> None:
+        """Show in the metrics that another learner leads, or none."""
+        self._metrics.learner_leads.labels(self.model).set(0)
+
+    async def _renew_lease(self) -> None:
+        """Renew the lease when a quarter of it is over."""
+        if self._clock() - self._renewed_at_ms >= self._lease_ms / 4:
+            await self._hold_lease()
+
+    async def _hold_lease(self) -> None:
+        self._renewed_at_ms = self._clock()
+        await self._models.hold_lease(self.model, self._epoch, lease_ms=self._lease_ms)
 
     def _note_user(self, entry: Any) -> None:  # noqa: ANN401 - the union, or None
         """Take note of what an entry says about a user."""
@@ -167,7 +203,7 @@ class ModelLoop(Generic[L]):
             user_id, item_id = self._joins.about(entry)
             if user_id and item_id:
                 self._repairs.add_interaction(user_id, interaction_of(entry, item_id=item_id, config=self._config))
-        elif isinstance(entry, LearnedDecision) and entry.model == self._model and entry.user_id is not None:
+        elif isinstance(entry, LearnedDecision) and entry.model == self.model and entry.user_id is not None:
             item_ids = [slot.item_id for slot in entry.slots]
             shown = impressions_of(entry.event_id, item_ids, entry.decided_at_unix_ms)
             self._repairs.add_impressions(entry.user_id, shown)
@@ -231,7 +267,7 @@ class ModelLoop(Generic[L]):
     async def _restore(self, checkpoint: Checkpoint) -> None:
         if checkpoint.schema_version != self._schema.version:
             raise ValueError(
-                f"model {self._model!r}: the checkpoint is of feature schema {checkpoint.schema_version}, "
+                f"model {self.model!r}: the checkpoint is of feature schema {checkpoint.schema_version}, "
                 f"the configuration declares {self._schema.version}; use a new model name for a new schema"
             )
         self._learner = self._build_learner(checkpoint.workspace)
@@ -257,6 +293,7 @@ class ModelLoop(Generic[L]):
         """Apply the entries up to the checkpoint again; what they join was learned already."""
         last = max(self._applied.values(), default=(0, 0, 0))
         while entries := await reader.read(count=_BATCH, block_ms=0):
+            await self._renew_lease()
             for position, payload in entries:
                 if position > last:
                     return
@@ -266,14 +303,14 @@ class ModelLoop(Generic[L]):
         delta = WeightDelta(
             epoch=self._epoch, base_version=self._version, version=self._version + 1, indices=indices, values=values
         )
-        stream_id = await self._models.publish_delta(self._model, self._epoch, encode(delta))
+        stream_id = await self._models.publish_delta(self.model, self._epoch, encode(delta))
         self._version += 1
         self._n_published += 1
         if self._n_published % _SNAPSHOT_EVERY == 0:
             await self._publish_snapshot(stream_id)
 
     async def _publish_snapshot(self, stream_id: str) -> None:
-        await self._models.publish_snapshot(self._model, self._epoch, encode(self._snapshot(stream_id)))
+        await self._models.publish_snapshot(self.model, self._epoch, encode(self._snapshot(stream_id)))
 
     async def _beat(self, now_ms: int) -> None:
         if (self._joiner.n_open or self._reader.n_held) and now_ms - self._newest_ms >= _HEARTBEAT_MS:
@@ -284,7 +321,7 @@ class ModelLoop(Generic[L]):
     def _show(self, now_ms: int) -> None:
         for reason, count in self._joiner.counters.items():
             self._metrics.learner_outcomes.labels(reason).set(count)
-        self._metrics.model_version.labels(self._model).set(self._version)
+        self._metrics.model_version.labels(self.model).set(self._version)
         if self._newest_ms:
             self._metrics.learner_lag_seconds.set(max(0.0, (now_ms - self._newest_ms) / 1000))
         if self._learner.n_learned:
@@ -294,14 +331,16 @@ class ModelLoop(Generic[L]):
 class LearnerLoop(ModelLoop[Learner]):
     """Learns a linear model from shared context and drawn item, and publishes the weights that changed."""
 
+    _is_crowded = False
+
     def _build_learner(self, model_bytes: bytes | None) -> Learner:
-        return Learner(self._config.model_spec(self._model), model_bytes)
+        return Learner(self._config.model_spec(self.model), model_bytes)
 
     def _learns(self, surface: SurfaceConfig) -> bool:
-        return surface.model == self._model
+        return surface.model == self.model
 
     def _hold(self, decision: LearnedDecision) -> Learnable | None:
-        return Learnable.of(decision) if decision.model == self._model else None
+        return Learnable.of(decision) if decision.model == self.model else None
 
     def _learn(self, joined: Joined[Learnable]) -> None:
         if joined.kind == "late":
@@ -313,9 +352,24 @@ class LearnerLoop(ModelLoop[Learner]):
 
     async def _publish_change(self) -> None:
         change = self._learner.change()
+        # Each part is a version of its own: a worker applies one between two requests.
+        for start in range(0, len(change.indices), _DELTA_WEIGHTS):
+            part = slice(start, start + _DELTA_WEIGHTS)
+            await self._publish(
+                change.indices[part].astype("<u4").tobytes(), change.values[part].astype("<f4").tobytes()
+            )
         if len(change.indices):
-            await self._publish(change.indices.astype("<u4").tobytes(), change.values.astype("<f4").tobytes())
             self._learner.forget_change()
+
+    async def save(self) -> None:
+        """Write the checkpoint, and look how full the weight table is."""
+        await super().save()
+        occupied = self._learner.occupied_share()
+        self._metrics.model_occupied_share.labels(self.model).set(occupied)
+        self._metrics.model_collision_share.labels(self.model).set(collision_share(occupied))
+        if occupied > _CROWDED_SHARE and not self._is_crowded:
+            _log.warning("learn.table_crowded", model=self.model, occupied_share=occupied, hint="raise models.*.bits")
+        self._is_crowded = occupied > _CROWDED_SHARE
 
     def _snapshot(self, stream_id: str) -> ModelSnapshot:
         weights = self._learner.all_weights()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -104,19 +105,19 @@ class ExplorerLoop(ModelLoop[Explorer]):
     async def save(self) -> None:
         """Write the last cut under this learner's epoch."""
         if self._cut is not None:
-            await self._models.save_checkpoint(self._model, self._epoch, encode(self._cut))
+            await self._models.save_checkpoint(self.model, self._epoch, encode(self._cut))
         self._saved_at_ms = self._clock()
 
     def _build_learner(self, model_bytes: bytes | None) -> Explorer:
-        spec = self._config.explorer_spec(self._model)
+        spec = self._config.explorer_spec(self.model)
         return Explorer(spec, model_bytes or Explorer(spec).serialize())
 
     def _learns(self, surface: SurfaceConfig) -> bool:
-        return explorer_of(surface) == self._model
+        return explorer_of(surface) == self.model
 
     def _hold(self, decision: LearnedDecision) -> LearnableShortlists | None:
         assert isinstance(decision, ExploredDecision)
-        if decision.shortlisted is None or decision.exploration.get("model") != self._model:
+        if decision.shortlisted is None or decision.exploration.get("model") != self.model:
             return None
         held = Learnable.of(decision)
         return LearnableShortlists(
@@ -162,14 +163,18 @@ class ExplorerLoop(ModelLoop[Explorer]):
         if n_learned == self._n_at_publish or now_ms - self._published_at_ms < self._settings.publish_s * 1000:
             return
         self._published_at_ms = now_ms
-        newest = await self._models.last_delta(self._model)
+        newest = await self._models.last_delta(self.model)
         self._version += 1
         snapshot = self._snapshot(newest[0] if newest else "0-0")
-        if not await self._check(self._learner.spec, snapshot.workspace):
+        # The child process may take longer than the lease lasts.
+        checking = asyncio.ensure_future(self._check(self._learner.spec, snapshot.workspace))
+        while not (await asyncio.wait({checking}, timeout=self._lease_ms / 4000))[0]:
+            await self._renew_lease()
+        if not checking.result():
             self._metrics.explorer_refused.inc()
-            _log.error("learn.explorer_refused", model=self._model, version=self._version)
+            _log.error("learn.explorer_refused", model=self.model, version=self._version)
             return
-        await self._models.publish_snapshot(self._model, self._epoch, encode(snapshot))
+        await self._models.publish_snapshot(self.model, self._epoch, encode(snapshot))
         # An entry without weights: followers that serve an older version load the snapshot.
         await self._publish(b"", b"")
         self._n_at_publish = n_learned
@@ -193,4 +198,4 @@ class ExplorerLoop(ModelLoop[Explorer]):
         """Leave users to the loop of the surface's own model."""
 
     def _show(self, now_ms: int) -> None:
-        self._metrics.model_version.labels(self._model).set(self._version)
+        self._metrics.model_version.labels(self.model).set(self._version)

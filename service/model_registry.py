@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -37,14 +36,16 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     """One off-policy figure.
 
     Attributes:
-        value: The estimate.
+        value: The estimate; None when nothing supports one.
         low: Lower end of its interval; None where it has none.
         high: Upper end.
+        refusal: Why it must not be used; empty when it may be.
     """
 
-    value: float
+    value: float | None
     low: float | None = None
     high: float | None = None
+    refusal: str = ""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,7 +151,9 @@ def misfit(manifest: Manifest, spec: ModelSpec) -> str:
     """
     wanted = {"bits": spec.bits, "schema_version": spec.schema_version, "arguments": _shape(spec.arguments())}
     found = {"bits": manifest.bits, "schema_version": manifest.schema_version, "arguments": _shape(manifest.arguments)}
-    return "; ".join(f"{name} must be {wanted[name]}, got {found[name]}" for name in wanted if wanted[name] != found[name])
+    return "; ".join(
+        f"{name} must be {wanted[name]}, got {found[name]}" for name in wanted if wanted[name] != found[name]
+    )
 
 
 def load_learner(opened: OpenedArtefact, spec: ModelSpec) -> Learner:
@@ -234,5 +237,3 @@ def _write(folder: Path, artefact: Artefact) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-

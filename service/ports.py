@@ -109,6 +109,16 @@ class ChangeLog(Protocol):
     async def trim(self, stream: str, before: str) -> int:
         """Drop entries before an id and return how many."""
 
+    async def take_epoch(self, stream: str, *, at_least: int) -> int:
+        """Take a stream's next epoch: from now on entries published under earlier ones are refused."""
+
+    async def publish(self, stream: str, epoch: int, entry: bytes, *, is_whole: bool) -> None:
+        """Append an entry; a whole one drops what came before it, in the same write.
+
+        Raises:
+            Fenced: a newer epoch was taken.
+        """
+
 
 class UserStates(Protocol):
     """User profiles, recent interactions and impressions; everything but the profile expires."""
@@ -141,6 +151,15 @@ class ModelStore(Protocol):
     async def take_epoch(self, model: str) -> int:
         """Take the next epoch: from now on writes of earlier epochs are refused."""
 
+    async def hold_lease(self, model: str, epoch: int, *, lease_ms: int) -> None:
+        """Say that the writer of this epoch is alive for so long. Only standbys read it; the epoch is the fence."""
+
+    async def release_lease(self, model: str, epoch: int) -> None:
+        """Say that the writer of this epoch has ended."""
+
+    async def lease_holder(self, model: str) -> int | None:
+        """Return the epoch of the writer that is alive, None when there is none."""
+
     async def save_checkpoint(self, model: str, epoch: int, checkpoint: bytes) -> None:
         """Replace the checkpoint."""
 
@@ -156,8 +175,8 @@ class ModelStore(Protocol):
     async def last_delta(self, model: str) -> tuple[str, bytes] | None:
         """Return the id and payload of the newest delta, None when the stream is empty."""
 
-    async def load_snapshot(self, model: str) -> bytes | None:
-        """Return the snapshot, None before the first."""
+    async def load_snapshot(self, model: str) -> bytes | memoryview | None:
+        """Return the snapshot, None before the first; other tasks get their turn while a large one is read."""
 
     async def put_artefact(self, model: str, artefact_id: str, artefact: bytes) -> None:
         """Store an artefact; one that is there already stays as it is. Needs no epoch: nothing serves from it yet."""

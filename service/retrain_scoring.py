@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,8 @@ class ScoredSlots:
         reward: float64 [m].
         predicted: float64 [m], the model's score of what was shown.
         expected: float64 [m], the mean score under the target policy.
+        is_uniform: bool [m], whether the uniform part of the logging policy drew it.
+        n_feasible: int64 [m], how many actions the slot could hold.
         clusters: by decision, the user's key, or the event id of an anonymous user.
         n_skipped: decisions whose candidates cannot be scored again (described by the caller, or drawn by an explorer).
     """
@@ -46,6 +48,8 @@ class ScoredSlots:
     reward: Float64Array
     predicted: Float64Array
     expected: Float64Array
+    is_uniform: npt.NDArray[np.bool_]
+    n_feasible: npt.NDArray[np.int64]
     clusters: list[str]
     n_skipped: int
 
@@ -53,17 +57,6 @@ class ScoredSlots:
     def weight(self) -> Float64Array:
         """Return float64 [m], the one-slot importance weights."""
         return self.target / self.logged
-
-    @property
-    def n_decisions(self) -> int:
-        """Return d."""
-        return len(self.clusters)
-
-    def mean_by_decision(self, values: Float64Array) -> Float64Array:
-        """Return float64 [d], the mean over each decision's slots of float64 [m] values."""
-        counts = np.bincount(self.decision, minlength=self.n_decisions)
-        sums: Float64Array = np.bincount(self.decision, weights=values, minlength=self.n_decisions)
-        return sums / counts
 
 
 class CandidateFeatures:
@@ -113,7 +106,7 @@ def score_decisions(
     decisions: Iterable[JoinedDecision], *, table: WeightTable, features: CandidateFeatures
 ) -> ScoredSlots:
     """Walk logged slates with a model's scores in place of the logged ones; everything else stays as it was."""
-    rows: list[tuple[int, float, float, float, float, float]] = []
+    rows: list[tuple[float, ...]] = []
     clusters: list[str] = []
     n_skipped = 0
     for joined in decisions:
@@ -125,12 +118,25 @@ def score_decisions(
             scores = table.score(features.shared(decision), actions)
             rows += [(len(clusters), *slot) for slot in _walk(joined, scores)]
             clusters.append(decision.user_key or decision.event_id)
-    columns = np.array(rows, dtype=np.float64).reshape(len(rows), 6).T
-    return ScoredSlots(columns[0].astype(np.int64), *columns[1:], clusters=clusters, n_skipped=n_skipped)
+    decision_, logged, target, reward, predicted, expected, is_uniform, n_feasible = (
+        np.array(rows, dtype=np.float64).reshape(len(rows), 8).T
+    )
+    return ScoredSlots(
+        decision=decision_.astype(np.int64),
+        logged=logged,
+        target=target,
+        reward=reward,
+        predicted=predicted,
+        expected=expected,
+        is_uniform=is_uniform.astype(np.bool_),
+        n_feasible=n_feasible.astype(np.int64),
+        clusters=clusters,
+        n_skipped=n_skipped,
+    )
 
 
-def _walk(joined: JoinedDecision, scores: npt.NDArray[np.float32]) -> list[tuple[float, float, float, float, float]]:
-    """Return (logged, target, reward, predicted, expected) of every drawn slot."""
+def _walk(joined: JoinedDecision, scores: npt.NDArray[np.float32]) -> Iterator[tuple[float, ...]]:
+    """Yield the row of every drawn slot: what `ScoredSlots` holds, from `logged` to `n_feasible`."""
     decision = joined.decision
     logged = unpack_actions(decision.candidates)
     walk = SlateWalk(
@@ -141,14 +147,18 @@ def _walk(joined: JoinedDecision, scores: npt.NDArray[np.float32]) -> list[tuple
         n_slots=decision.n_requested,
         discovery_positions=decision.discovery_positions,
     )
-    found = []
     for slot, record in enumerate(decision.slots):
         if record.reason not in PLACED_REASONS:
             here = walk.pmf()
             # What a slot may hold follows from rules and slots before, which are as logged: never empty here.
             assert here is not None
-            expected = float(here.pmf @ scores)
-            target = float(here.pmf[record.action])
-            found.append((record.propensity, target, joined.rewards[slot], float(scores[record.action]), expected))
+            yield (
+                record.propensity,
+                float(here.pmf[record.action]),
+                joined.rewards[slot],
+                float(scores[record.action]),
+                float(here.pmf @ scores),
+                record.branch == "uniform",
+                record.n_feasible,
+            )
         walk.place(record.action)
-    return found

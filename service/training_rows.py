@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -86,16 +88,14 @@ def whole_decisions(outcomes: Iterable[Outcome]) -> Iterator[JoinedDecision]:
             yield JoinedDecision(outcome.payload, rewards.pop(outcome.event_id))
 
 
-def archived_span(folder: Path) -> Span:
-    """Return the first and the end of the decision times of an archive; both None when it has no decision."""
-    first: int | None = None
-    last: int | None = None
+def decision_times(folder: Path, model: str, span: Span) -> npt.NDArray[np.int64]:
+    """Return the decision times of a model in a range, ascending."""
+    found = [np.zeros(0, dtype=np.int64)]
     for path in (folder / "decisions").rglob("*.parquet"):
-        times = pq.read_table(path, columns=["decided_at_unix_ms"])["decided_at_unix_ms"].to_numpy()
-        if len(times):
-            first = int(times.min()) if first is None else min(first, int(times.min()))
-            last = int(times.max()) if last is None else max(last, int(times.max()))
-    return Span(first, None if last is None else last + 1)
+        table = pq.read_table(path, columns=["decided_at_unix_ms", "model"], partitioning=None)
+        times = table["decided_at_unix_ms"].to_numpy()[np.asarray(table["model"]) == model]
+        found.append(times[[time in span for time in times.tolist()]])
+    return np.sort(np.concatenate(found))
 
 
 def _learned(joined: Iterable[Outcome]) -> Iterator[Outcome]:

@@ -117,6 +117,21 @@ class MemoryChangeLog:
         await asyncio.sleep(0)
         return self._store.streams[stream].trim(before)
 
+    async def take_epoch(self, stream: str, *, at_least: int) -> int:
+        """Go on to the next epoch."""
+        await asyncio.sleep(0)
+        self._store.epochs[stream] = max(self._store.epochs[stream] + 1, at_least)
+        return self._store.epochs[stream]
+
+    async def publish(self, stream: str, epoch: int, entry: bytes, *, is_whole: bool) -> None:
+        """Append under the fence."""
+        if self._store.epochs[stream] != epoch:
+            raise Fenced("a newer learner has taken over")
+        entry_id = self._store.add(stream, entry)
+        if is_whole:
+            self._store.streams[stream].trim(entry_id)
+        await self._store.announce()
+
 
 @dataclass(slots=True)
 class _Interactions:
@@ -210,6 +225,8 @@ class MemoryModelStore:
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
         self._epochs: dict[str, int] = {}
+        # (epoch, unix ms of its end) by model.
+        self._leases: dict[str, tuple[int, int]] = {}
         self._checkpoints: dict[str, bytes] = {}
         self._snapshots: dict[str, bytes] = {}
         self._artefacts: dict[tuple[str, str], bytes] = {}
@@ -223,6 +240,24 @@ class MemoryModelStore:
         await asyncio.sleep(0)
         self._epochs[model] = self._epochs.get(model, 0) + 1
         return self._epochs[model]
+
+    async def hold_lease(self, model: str, epoch: int, *, lease_ms: int) -> None:
+        """Set under the fence."""
+        await asyncio.sleep(0)
+        self._check(model, epoch)
+        self._leases[model] = (epoch, self._store.clock() + lease_ms)
+
+    async def release_lease(self, model: str, epoch: int) -> None:
+        """Delete under the fence."""
+        await asyncio.sleep(0)
+        self._check(model, epoch)
+        self._leases.pop(model, None)
+
+    async def lease_holder(self, model: str) -> int | None:
+        """Look whether it has ended."""
+        await asyncio.sleep(0)
+        epoch, ends_at_ms = self._leases.get(model, (0, 0))
+        return epoch if ends_at_ms > self._store.clock() else None
 
     async def save_checkpoint(self, model: str, epoch: int, checkpoint: bytes) -> None:
         """Set under the fence."""

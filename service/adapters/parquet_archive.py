@@ -179,7 +179,11 @@ def _row(journal_id: str, entry: JournalEntry) -> tuple[str | None, dict[str, An
         return "events", {"journal_id": journal_id, **{name: row[name] for name in _EVENTS.names[1:]}}
     if isinstance(entry, Heartbeat):
         return None, {}
-    return "control", {"journal_id": journal_id, "type": entry.__struct_config__.tag, "record": msgspec.msgpack.encode(entry)}
+    return "control", {
+        "journal_id": journal_id,
+        "type": entry.__struct_config__.tag,
+        "record": msgspec.msgpack.encode(entry),
+    }
 
 
 def _hour(journal_id: str) -> str:

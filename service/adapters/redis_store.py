@@ -6,6 +6,7 @@ import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from hashlib import blake2b
+from mmap import mmap
 from typing import Any, cast
 
 import msgspec
@@ -41,6 +42,28 @@ _FENCED_ADD = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
 return redis.call('XADD', KEYS[2], '*', 'e', ARGV[2])
 """
+_FENCED_LEASE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
+redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+return 'OK'
+"""
+_FENCED_DELETE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
+return redis.call('DEL', KEYS[2])
+"""
+# KEYS: epoch. ARGV: the least that it may be.
+_NEXT_EPOCH = """
+local epoch = math.max(redis.call('INCR', KEYS[1]), tonumber(ARGV[1]))
+redis.call('SET', KEYS[1], string.format('%d', epoch))
+return epoch
+"""
+# KEYS: epoch, stream. ARGV: epoch, entry, 1 to drop what came before it.
+_FENCED_PUBLISH = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
+local id = redis.call('XADD', KEYS[2], '*', 'e', ARGV[2])
+if ARGV[3] == '1' then redis.call('XTRIM', KEYS[2], 'MINID', id) end
+return id
+"""
 # A missing stream has no last id; '0-0' then reads it whole.
 _FENCED_SNAPSHOT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
@@ -66,6 +89,9 @@ for k = 2, #KEYS do
 end
 """
 _MEMBER_HEADER = struct.Struct(">dI")
+
+_PIECE_BYTES = 524_288
+_HEAD_BYTES = 256
 
 _profile_decoder = msgspec.msgpack.Decoder(UserProfile)
 _interaction_decoder = msgspec.msgpack.Decoder(Interaction)
@@ -188,6 +214,18 @@ class RedisChangeLog:
         async with _store_errors():
             return int(await self._client.xtrim(stream, minid=before, approximate=False))
 
+    async def take_epoch(self, stream: str, *, at_least: int) -> int:
+        """Increment the epoch of the stream, which lies in its cluster slot."""
+        async with _store_errors():
+            return int(await self._client.eval(_NEXT_EPOCH, 1, _epoch_key(stream), str(at_least)))
+
+    async def publish(self, stream: str, epoch: int, entry: bytes, *, is_whole: bool) -> None:
+        """Append and trim under the fence."""
+        async with _store_errors():
+            await self._client.eval(
+                _FENCED_PUBLISH, 2, _epoch_key(stream), stream, str(epoch), entry, str(int(is_whole))
+            )
+
 
 class RedisUserStates:
     """`UserStates` on keys `hone:{u:<user_id>}:...`: a string for the profile, sorted sets by accept time."""
@@ -271,6 +309,20 @@ class RedisModelStore:
         async with _store_errors():
             return int(await self._client.incr(_epoch_key(model)))
 
+    async def hold_lease(self, model: str, epoch: int, *, lease_ms: int) -> None:
+        """Set under the fence, with its end as expiry."""
+        await self._fenced(_FENCED_LEASE, [_epoch_key(model), _lease_key(model)], epoch, str(lease_ms))
+
+    async def release_lease(self, model: str, epoch: int) -> None:
+        """Delete under the fence."""
+        await self._fenced(_FENCED_DELETE, [_epoch_key(model), _lease_key(model)], epoch)
+
+    async def lease_holder(self, model: str) -> int | None:
+        """Get it."""
+        async with _store_errors():
+            found: Any = await self._client.get(_lease_key(model))
+        return None if found is None else int(found)
+
     async def save_checkpoint(self, model: str, epoch: int, checkpoint: bytes) -> None:
         """Set under the fence."""
         await self._fenced(_FENCED_SET, [_epoch_key(model), f"hone:checkpoint:{{{model}}}"], epoch, checkpoint)
@@ -299,11 +351,10 @@ class RedisModelStore:
             found: Any = await self._client.xrevrange(self.weights_stream(model), count=1)
         return (found[0][0].decode(), found[0][1][b"e"]) if found else None
 
-    async def load_snapshot(self, model: str) -> bytes | None:
-        """Get it."""
+    async def load_snapshot(self, model: str) -> bytes | memoryview | None:
+        """Get it in pieces."""
         async with _store_errors():
-            found: Any = await self._client.get(f"hone:snapshot:{{{model}}}")
-            return cast("bytes | None", found)
+            return await _get_in_pieces(self._client, f"hone:snapshot:{{{model}}}")
 
     async def put_artefact(self, model: str, artefact_id: str, artefact: bytes) -> None:
         """Set it if it is not there, and its name, in one transaction."""
@@ -377,8 +428,13 @@ def _add_newer(
     pipeline.eval(_ADD_NEWER, len(keys), *keys, *arguments)
 
 
-def _epoch_key(model: str) -> str:
-    return f"hone:epoch:{{{model}}}"
+def _epoch_key(name: str) -> str:
+    """Return the epoch of a model, or of a stream: in the cluster slot of what is named so."""
+    return f"hone:epoch:{{{name}}}"
+
+
+def _lease_key(model: str) -> str:
+    return f"hone:lease:{{{model}}}"
 
 
 async def _append(client: Redis, stream: str, entries: Sequence[bytes]) -> list[str]:
@@ -394,3 +450,25 @@ async def _xread(client: Redis, streams: dict[Any, Any], *, count: int, block_ms
     if isinstance(answer, dict):
         return [(name, batches[0]) for name, batches in answer.items()]
     return answer or []
+
+
+async def _get_in_pieces(client: Redis, key: str) -> bytes | memoryview | None:
+    """Return a value read piece by piece: one reply of many megabytes would hold the event loop while it is copied."""
+    while True:
+        pipeline = client.pipeline(transaction=True)
+        pipeline.strlen(key)
+        pipeline.getrange(key, 0, _PIECE_BYTES - 1)
+        n_bytes, head = await pipeline.execute()
+        if not n_bytes:
+            return None
+        if len(head) == n_bytes:
+            return bytes(head)
+        # Unlike a bytearray, its pages are only touched as they are filled.
+        value = memoryview(mmap(-1, n_bytes))
+        value[: len(head)] = head
+        for start in range(_PIECE_BYTES, n_bytes, _PIECE_BYTES):
+            piece: Any = await client.getrange(key, start, start + _PIECE_BYTES - 1)
+            value[start : start + len(piece)] = piece
+        # A value that was replaced meanwhile tells so in its first bytes: they hold the epoch and the version.
+        if await client.getrange(key, 0, _HEAD_BYTES - 1) == head[:_HEAD_BYTES]:
+            return value

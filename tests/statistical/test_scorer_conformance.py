@@ -111,18 +111,17 @@ class Scored:
         self.metrics = Metrics()
         self.model = ServedModel("films", spec, self.metrics)
         weights = rng.normal(size=1 << 12).astype("<f4")
-        self.model.load(
-            ModelSnapshot(
-                epoch=1,
-                version=7,
-                stream_id="0-0",
-                schema_version="v",
-                bits=12,
-                arguments=spec.arguments(),
-                indices=np.arange(1 << 12, dtype="<u4").tobytes(),
-                values=weights.tobytes(),
-            )
+        snapshot = ModelSnapshot(
+            epoch=1,
+            version=7,
+            stream_id="0-0",
+            schema_version="v",
+            bits=12,
+            arguments=spec.arguments(),
+            indices=np.arange(1 << 12, dtype="<u4").tobytes(),
+            values=weights.tobytes(),
         )
+        self.model.serve(self.model.build(snapshot))
         self.shared = {"user": Encoded((), np.array([11, 12], np.uint32), np.ones(2, np.float32))}
         item = Encoded((), np.array([21, 22], np.uint32), np.ones(2, np.float32))
         self.actions = _stacked([{"item": item}])
