@@ -12,6 +12,7 @@ from bandit.features import FeatureSchema
 from bandit.joining import Joined, Joiner, Position
 from bandit.learner import Learner, collision_share
 from bandit.vw_format import Encoded
+from service.adoption import Adoptions
 from service.config import Config, SurfaceConfig
 from service.count_items import ItemCounting
 from service.feedback import interaction_of
@@ -19,7 +20,16 @@ from service.impressions import impressions_of
 from service.journal_joins import JournalJoins
 from service.journal_reader import JournalReader, entry_id_of, just_before, position_of
 from service.learned import Learnable, LearnedDecision
-from service.messages import Checkpoint, ConfigChange, Event, Heartbeat, ModelSnapshot, WeightDelta, encode
+from service.messages import (
+    Checkpoint,
+    ConfigChange,
+    Event,
+    Heartbeat,
+    ModelSnapshot,
+    Promotion,
+    WeightDelta,
+    encode,
+)
 from service.metrics import Metrics
 from service.ports import Journal, ModelStore, UserStates
 from service.repair_users import UserRepairs
@@ -58,7 +68,9 @@ class ModelLoop(Generic[L]):
     applied; a new learner rebuilds open joins by rereading from the oldest open entry, without learning again.
     """
 
-    _decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(LearnedDecision | Event | Heartbeat | ConfigChange)
+    _decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
+        LearnedDecision | Event | Heartbeat | ConfigChange | Promotion
+    )
 
     def __init__(
         self,
@@ -92,6 +104,8 @@ class ModelLoop(Generic[L]):
         self._learner: L = self._build_learner(None)
         self._positions: dict[int, Encoded] = {}
         self._reader = JournalReader(journal, {})
+        self._unapplied: list[tuple[Position, bytes]] = []
+        self._adoptions = Adoptions(config, model, models)
         self._epoch = 0
         self._version = 0
         self._applied: dict[int, Position] = {}
@@ -132,12 +146,10 @@ class ModelLoop(Generic[L]):
             seen.append(msgspec.msgpack.decode(newest[1], type=WeightDelta).version)
         if published is not None:
             seen.append(msgspec.msgpack.decode(published, type=ModelSnapshot).version)
-        self._version = max(seen) + 1
-        await self._publish_snapshot(newest[0] if newest else "0-0")
+        self._version = max(seen)
+        await self._publish_whole(newest[0] if newest else "0-0")
         if self._counting is not None:
             await self._counting.start(self._epoch)
-        # An empty delta on top of the snapshot: followers see that it is not theirs and load the snapshot.
-        await self._publish(b"", b"")
         self._saved_at_ms = self._clock()
         self._metrics.learner_leads.labels(self.model).set(1)
         _log.info("learn.started", model=self.model, epoch=self._epoch, version=self._version)
@@ -150,7 +162,7 @@ class ModelLoop(Generic[L]):
             StoreUnavailable: nothing is lost; entries that were applied stay applied, calling again goes on.
         """
         await self._renew_lease()
-        entries = await self._reader.read(count=_BATCH, block_ms=_BLOCK_MS)
+        entries = await self._next_entries()
         for position, payload in entries:
             entry = self._joins.decode(position, payload)
             for joined in self._joins.apply(position, entry):
@@ -161,6 +173,9 @@ class ModelLoop(Generic[L]):
             self._newest_ms = position[0]
             self._after_entry(position)
             self._note_user(entry)
+            if isinstance(entry, Promotion) and entry.model == self.model:
+                self._adopt(position, entry)
+        await self._adoptions.store_replaced()
         await self._publish_change()
         now_ms = self._clock()
         if self._counting is not None:
@@ -174,8 +189,21 @@ class ModelLoop(Generic[L]):
         self._show(now_ms)
         return len(entries)
 
+    async def _next_entries(self) -> list[tuple[Position, bytes]]:
+        """Return the next entries, once everything that they name is at hand."""
+        if not self._unapplied:
+            self._unapplied = await self._reader.read(count=_BATCH, block_ms=_BLOCK_MS)
+        await self._adoptions.fetch(payload for _, payload in self._unapplied)
+        entries, self._unapplied = self._unapplied, []
+        return entries
+
+    def _adopt(self, position: Position, promotion: Promotion) -> None:
+        """Go on from a promoted artefact; only models that rank are promoted."""
+
     async def save(self) -> None:
         """Write the checkpoint under this learner's epoch."""
+        # A checkpoint says that its entries need not be read again.
+        await self._adoptions.store_replaced()
         await self._models.save_checkpoint(self.model, self._epoch, encode(self._checkpoint()))
         self._saved_at_ms = self._clock()
 
@@ -251,6 +279,7 @@ class ModelLoop(Generic[L]):
             counters=dict(self._joiner.counters),
             waiting=waiting,
             item_stats=b"" if self._counting is None else self._counting.checkpoint(),
+            artefact=self._adoptions.artefact,
         )
         return checkpoint
 
@@ -273,6 +302,7 @@ class ModelLoop(Generic[L]):
         self._learner = self._build_learner(checkpoint.workspace)
         self._learner.n_learned, self._learner.loss_sum = checkpoint.n_learned, checkpoint.loss_sum
         self._version = checkpoint.model_version
+        self._adoptions.artefact = checkpoint.artefact
         self._applied = {int(p): position_of(int(p), entry_id) for p, entry_id in checkpoint.positions.items()}
         after = {
             int(p): just_before(checkpoint.oldest_open[p]) if checkpoint.oldest_open[p] else entry_id
@@ -309,6 +339,13 @@ class ModelLoop(Generic[L]):
         if self._n_published % _SNAPSHOT_EVERY == 0:
             await self._publish_snapshot(stream_id)
 
+    async def _publish_whole(self, stream_id: str) -> None:
+        """Publish a snapshot that does not follow from what was published; `stream_id` is of the newest delta."""
+        self._version += 1
+        await self._publish_snapshot(stream_id)
+        # An empty delta on top of the snapshot: followers see that it is not theirs and load the snapshot.
+        await self._publish(b"", b"")
+
     async def _publish_snapshot(self, stream_id: str) -> None:
         await self._models.publish_snapshot(self.model, self._epoch, encode(self._snapshot(stream_id)))
 
@@ -332,12 +369,22 @@ class LearnerLoop(ModelLoop[Learner]):
     """Learns a linear model from shared context and drawn item, and publishes the weights that changed."""
 
     _is_crowded = False
+    # Whether followers must load everything anew: what changed is more than what was touched.
+    _is_replaced = False
 
     def _build_learner(self, model_bytes: bytes | None) -> Learner:
         return Learner(self._config.model_spec(self.model), model_bytes)
 
     def _learns(self, surface: SurfaceConfig) -> bool:
-        return surface.model == self.model
+        # Any surface may give this model a share of its users.
+        return True
+
+    def _adopt(self, position: Position, promotion: Promotion) -> None:
+        adopted = self._adoptions.adopt(promotion, position, self._learner)
+        if adopted is None:
+            self._joiner.counters["promotion_refused"] += 1
+            return
+        self._learner, self._is_replaced = adopted, True
 
     def _hold(self, decision: LearnedDecision) -> Learnable | None:
         return Learnable.of(decision) if decision.model == self.model else None
@@ -351,6 +398,11 @@ class LearnerLoop(ModelLoop[Learner]):
         )
 
     async def _publish_change(self) -> None:
+        if self._is_replaced:
+            newest = await self._models.last_delta(self.model)
+            await self._publish_whole(newest[0] if newest else "0-0")
+            self._learner.forget_change()
+            self._is_replaced = False
         change = self._learner.change()
         # Each part is a version of its own: a worker applies one between two requests.
         for start in range(0, len(change.indices), _DELTA_WEIGHTS):

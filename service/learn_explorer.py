@@ -17,7 +17,16 @@ from service.config import Config, SurfaceConfig, explorer_of
 from service.decision_record import unpack_shortlisted
 from service.learn import ModelLoop
 from service.learned import Learnable, LearnedDecision, LearnedSlot
-from service.messages import Checkpoint, ConfigChange, Event, Heartbeat, ModelSnapshot, Shortlisted, encode
+from service.messages import (
+    Checkpoint,
+    ConfigChange,
+    Event,
+    Heartbeat,
+    ModelSnapshot,
+    Promotion,
+    Shortlisted,
+    encode,
+)
 from service.metrics import Metrics
 from service.ports import Journal, ModelStore, UserStates
 from service.served_explorer import workspace_digest
@@ -69,7 +78,7 @@ class ExplorerLoop(ModelLoop[Explorer]):
         check: loads a model in another process; False when that failed.
     """
 
-    _decoder = msgspec.msgpack.Decoder(ExploredDecision | Event | Heartbeat | ConfigChange)
+    _decoder = msgspec.msgpack.Decoder(ExploredDecision | Event | Heartbeat | ConfigChange | Promotion)
 
     def __init__(
         self,
