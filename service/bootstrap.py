@@ -148,9 +148,8 @@ def build_worker(config: Config) -> Worker:
     journal = RedisJournal(writes, n_partitions=config.store.partitions)
     users = RedisUserStates(fast, config.store)
     items = ItemsView(config.features, load_retriever(config), AttributeColumns(attribute_kinds(config)))
-    names = {surface.model for surface in config.surfaces.values()}
     live = LiveConfig(config)
-    served = {name: ServedModel(name, config.model_spec(name), metrics) for name in sorted(names)}
+    served = {name: ServedModel(name, config.model_spec(name), metrics) for name in config.ranking_models}
     explorer_names = {explorer_of(surface) for surface in config.surfaces.values()} - {""}
     explorers = {name: ServedExplorer(name, config.explorer_spec(name), metrics) for name in sorted(explorer_names)}
     shown = ImpressionWriter(RedisUserStates(writes, config.store), metrics)

@@ -434,4 +434,5 @@ class LearnerLoop(ModelLoop[Learner]):
             arguments=self._learner.spec.arguments(),
             indices=weights.indices.astype("<u4").tobytes(),
             values=weights.values.astype("<f4").tobytes(),
+            artefact=self._adoptions.artefact,
         )

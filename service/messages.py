@@ -423,6 +423,7 @@ class ModelSnapshot(Stored, frozen=True, kw_only=True):
         values: float32 [m].
         workspace: A VW explorer as a whole; empty for a model that is published as weights.
         workspace_digest: BLAKE2b of it, hexadecimal.
+        artefact: Id of the artefact that the model goes on from; empty when it began from nothing.
     """
 
     epoch: int
@@ -435,6 +436,7 @@ class ModelSnapshot(Stored, frozen=True, kw_only=True):
     values: bytes
     workspace: bytes = b""
     workspace_digest: str = ""
+    artefact: str = ""
 
 
 class Artefact(Stored, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from bandit.policy import ModelSpec, WeightTable
+from bandit.policy import ModelSpec
 from service.adapters.redis_store import RedisChangeLog, connect
 from service.config import Config
 from service.errors import InvalidRequest
@@ -30,6 +30,7 @@ from service.retrain_training import (
     configured,
     schema_of,
     spec_of,
+    table_of,
     train,
     training_rows,
 )
@@ -191,14 +192,10 @@ def train_and_score(
         spec=spec,
         configuration=configuration,
     )
-    table = WeightTable(spec)
-    weights = learner.all_weights()
-    table.apply(weights.indices, weights.values, version=1)
+    table = table_of(learner)
     features = CandidateFeatures(schema, items)
 
-    def figures(
-        decisions: Iterator[JoinedDecision], *, uniform: bool
-    ) -> tuple[dict[str, Score], int]:
+    def figures(decisions: Iterator[JoinedDecision], *, uniform: bool) -> tuple[dict[str, Score], int]:
         scored = score_decisions(decisions, table=table, features=features)
         if uniform:
             scored = drawn_uniformly(scored)
@@ -209,7 +206,9 @@ def train_and_score(
     validation: dict[str, Score] = {}
     n_skipped = 0
     if plan.holdout is not None:
-        found, n_skipped = figures(islice(whole_decisions(outcomes(plan.holdout)), 0, None, plan.score_every), uniform=False)
+        found, n_skipped = figures(
+            islice(whole_decisions(outcomes(plan.holdout)), 0, None, plan.score_every), uniform=False
+        )
     if plan.weighting == "uniform-validation":
         everything = Span(plan.train.from_ms, plan.holdout.to_ms if plan.holdout else plan.train.to_ms)
         with_uniform = (d for d in whole_decisions(outcomes(everything)) if _has_uniform(d.decision))

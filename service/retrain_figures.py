@@ -27,18 +27,15 @@ def reward_range(surfaces: Iterable[SurfaceConfig]) -> tuple[float, float]:
     return low, high
 
 
-def advantage(
-    scored: ScoredSlots, *, rewards_in: tuple[float, float], confidence: float, before: ConfidenceSequence | None = None
-) -> ConfidenceSequence:
+def advantage(scored: ScoredSlots, *, rewards_in: tuple[float, float], confidence: float) -> ConfidenceSequence:
     """Return bounds on one-slot value minus that of the logging policy; summed rewards outside the range are cut.
 
     Args:
         scored: slots in the order of the log.
         rewards_in: range of rewards.
         confidence: of both bounds.
-        before: what earlier slots of the same log said.
     """
-    sequence = before or ConfidenceSequence(of_advantage=True, reward_range=rewards_in, confidence=confidence)
+    sequence = ConfidenceSequence(of_advantage=True, reward_range=rewards_in, confidence=confidence)
     return sequence.plus(weights=scored.weight, rewards=np.clip(scored.reward, *rewards_in))
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from bandit.features import FeatureSchema, Namespace
 from bandit.learner import MIN_LEARNING_PROPENSITY, Learner
-from bandit.policy import ModelSpec
+from bandit.policy import ModelSpec, WeightTable
 from bandit.vw_format import Encoded, encode
 from service.config import Config
 from service.decision_record import walk_of
@@ -173,3 +173,11 @@ def training_rows(outcomes: Iterable[Outcome], *, schema: FeatureSchema, weighti
         row = training_row(outcome, schema=schema, weighting=weighting)
         if row is not None:
             yield row
+
+
+def table_of(learner: Learner) -> WeightTable:
+    """Return a learner's weights as they would be served."""
+    table = WeightTable(learner.spec)
+    weights = learner.all_weights()
+    table.apply(weights.indices, weights.values, version=1)
+    return table

@@ -147,7 +147,14 @@ class LoggedWorld:
                 recent_ids=[],
                 features=_shared(segment),
                 versions=Versions(
-                    model=1, index="", catalogue="0-1", config="", schema=_SCHEMA.version, item_stats="", salt=1, numerics=""
+                    model=1,
+                    index="",
+                    catalogue="0-1",
+                    config="",
+                    schema=_SCHEMA.version,
+                    item_stats="",
+                    salt=1,
+                    numerics="",
                 ),
                 exploration=self.exploration,
                 rules=[],

@@ -137,7 +137,11 @@ def of_slates(world: SlateWorld, name: str) -> float:
     return exact(estimate, probabilities)
 
 
-ANY, CASCADE, OWN = ("slate_ips", "sn_slate_ips"), ("rips", "sn_rips", "cascade_dr", "sn_cascade_dr"), ("iips", "sn_iips")
+ANY, CASCADE, OWN = (
+    ("slate_ips", "sn_slate_ips"),
+    ("rips", "sn_rips", "cascade_dr", "sn_cascade_dr"),
+    ("iips", "sn_iips"),
+)
 
 
 @pytest.mark.parametrize(
