@@ -28,7 +28,7 @@ _SCHEMA = 1
 _MANIFEST, _WORKSPACE = "manifest.json", "model.vw"
 
 
-class ArtefactError(Exception):
+class ArtefactError(ValueError):
     """An artefact is damaged, wrongly signed, or does not fit the configuration."""
 
 

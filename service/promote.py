@@ -42,11 +42,13 @@ class Gate:
         name: fit, advantage, entropy or skew.
         passed: Whether it is met.
         reason: The figures, in words.
+        is_refuted: Whether the evidence speaks against the model, and is not only too little.
     """
 
     name: str
     passed: bool
     reason: str
+    is_refuted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,16 +164,15 @@ class Promoter:
                 await self.end_canary(name, reason=reason)
         return promotion
 
-    async def roll_back(self, model: str, *, history: Sequence[tuple[Position, Promotion]], reason: str) -> Promotion:
-        """Let a model go on from what its last promotion replaced; again, from what the one before replaced.
+    async def replaced(self, model: str, *, history: Sequence[tuple[Position, Promotion]]) -> OpenedArtefact:
+        """Return what a model's last promotion that stands has replaced.
 
         Args:
             model: the model.
             history: every promotion and its place in the journal, oldest first.
-            reason: for the log.
 
         Raises:
-            NotFound: nothing was replaced, or it is not stored.
+            NotFound: no promotion stands, or what it replaced is not stored.
         """
         standing: list[Position] = []
         for position, promotion in history:
@@ -181,7 +182,15 @@ class Promoter:
                 standing.pop()
         if not standing:
             raise NotFound(f"model {model!r} has no promotion to take back")
-        opened = await self._registry.open(model, predecessor_id(standing[-1]))
+        return await self._registry.open(model, predecessor_id(standing[-1]))
+
+    async def roll_back(self, model: str, *, history: Sequence[tuple[Position, Promotion]], reason: str) -> Promotion:
+        """Let a model go on from what its last promotion replaced; again, from what the one before replaced.
+
+        Raises:
+            NotFound: no promotion stands, or what it replaced is not stored.
+        """
+        opened = await self.replaced(model, history=history)
         return await self._enter(opened, model=model, stage="rollback", reason=reason)
 
     async def _enter(self, opened: OpenedArtefact, *, model: str, stage: str, reason: str) -> Promotion:
@@ -223,7 +232,7 @@ class Promoter:
         shared = 1.0 - (1.0 - confidence) / opened.manifest.n_searched
         rewards_in = reward_range(self._config.surfaces.values())
         bounds = off_policy_bounds(scored, rewards_in=rewards_in, confidence=shared)
-        return Gate("advantage", bounds.low > 0.0, f"off the log, {shared:.2%} bounds: {bounds}")
+        return Gate("advantage", bounds.low > 0.0, f"off the log, {shared:.2%} bounds: {bounds}", bounds.high < 0.0)
 
     async def _entropy(self, learner: Learner, opened: OpenedArtefact, live: ModelSnapshot | None) -> Gate:
         if not self._config.health.genre:

@@ -113,9 +113,12 @@ def test_marginalised_weights_vary_less() -> None:
 # Slates -----------------------------------------------------------------------------------------------------------
 
 
-def slate_estimators(world: SlateWorld) -> dict[str, Callable[[SlateRows], Estimate]]:
+def slate_estimators(
+    world: SlateWorld, cells: np.ndarray | slice = slice(None)
+) -> dict[str, Callable[[SlateRows], Estimate]]:
+    """Estimators of rows that stand for these cells."""
     t = world.tables
-    marginal, logged, target = t["marginal"], t["model_logged"], t["model_target"]
+    marginal, logged, target = (t[name][cells] for name in ("marginal", "model_logged", "model_target"))
     return {
         "slate_ips": slate_ips,
         "sn_slate_ips": lambda rows: slate_ips(rows, self_normalised=True),
@@ -137,11 +140,7 @@ def of_slates(world: SlateWorld, name: str) -> float:
     return exact(estimate, probabilities)
 
 
-ANY, CASCADE, OWN = (
-    ("slate_ips", "sn_slate_ips"),
-    ("rips", "sn_rips", "cascade_dr", "sn_cascade_dr"),
-    ("iips", "sn_iips"),
-)
+ANY, CASCADE, OWN = ("slate_ips", "sn_slate_ips"), ("rips", "sn_rips", "cascade_dr", "sn_cascade_dr"), ("iips", "sn_iips")
 
 
 @pytest.mark.parametrize(
