@@ -7,7 +7,7 @@ PYTHON := $(shell for p in python3.12 python3.11 python3 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install lock data run test test-long check bench faults clean
+.PHONY: help install lock data logs run test test-long check bench faults clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -37,10 +37,13 @@ run: data ## start the whole stack on 127.0.0.1:8080 (HONE_PORT)
 	$(BIN)/hone users import
 	$(BIN)/hone serve
 
-test: data ## run the tests
+logs: install ## fetch the public logs that estimators are checked against
+	$(BIN)/hone evaluate --dataset open-bandit --campaign men >/dev/null
+
+test: data logs ## run the tests
 	$(BIN)/python -m pytest
 
-test-long: data ## run the tests that take minutes each
+test-long: data logs ## run the tests that take minutes each
 	$(BIN)/python -m pytest -m long --timeout 3600
 
 check: install ## lint, types, layering

@@ -42,7 +42,9 @@ class Freshness(
         """Return float64 [n] of boosts at decision time `now_ms`."""
         available = columns[self.column].astype(np.float64)
         age_days = np.maximum(now_ms - available, 0.0) / _MS_PER_DAY
-        return np.where(available != 0.0, self.boost * np.exp2(-age_days / self.half_life_days), 0.0)
+        boost: Float64Array = self.boost * np.exp2(-age_days / self.half_life_days)
+        boost[available == 0.0] = 0.0
+        return boost
 
 
 class Prior(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="prior"):
@@ -131,7 +133,7 @@ class Diversity(
 
 
 class DiversityWalk:
-    """`Diversity` on the candidates of one slate; few sets of tags occur, so likeness is kept by set.
+    """`Diversity` on the candidates of one slate.
 
     Attributes:
         boost: float64 [n], for the next slot.
@@ -139,19 +141,24 @@ class DiversityWalk:
 
     def __init__(self, weight: float, tags: TagArray) -> None:
         self._weight = weight
-        self._patterns, self._codes = np.unique(tags, return_inverse=True)
-        self._n_tags = np.bitwise_count(self._patterns).astype(np.int64)
-        self._likeness = np.zeros(len(self._patterns))
+        self._tags = tags
+        # Counts are small and so exact as floats, whose division needs no conversion of the array.
+        self._n_tags = np.bitwise_count(tags).astype(np.float64)
+        self._likeness = np.zeros(len(tags))
         self.boost: Float64Array = np.zeros(len(tags))
 
     def place(self, action: int) -> None:
         """Take note of a placed candidate."""
-        code = self._codes[action]
-        shared = np.bitwise_count(self._patterns & self._patterns[code])
-        # |A or B| = |A| + |B| - |A and B|; at least 1, so that no tags are like nothing.
-        either = np.maximum(self._n_tags + (self._n_tags[code] - shared), 1)
-        self._likeness = np.maximum(self._likeness, shared / either)
-        self.boost = (-self._weight * self._likeness)[self._codes]
+        n_tags = self._n_tags[action]
+        if n_tags == 0.0:
+            return
+        shared = np.bitwise_count(self._tags & self._tags[action]).astype(np.float64)
+        # |A or B| = |A| + |B| - |A and B|
+        either = self._n_tags + n_tags
+        either -= shared
+        shared /= either
+        np.maximum(self._likeness, shared, out=self._likeness)
+        self.boost = self._likeness * -self._weight
 
 
 Boost = Freshness | Prior | SeenDemotion

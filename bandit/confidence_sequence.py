@@ -9,7 +9,7 @@ Sources: Waudby-Smith and Ramdas 2024 (betting); Karampatziakis, Mineiro and Ram
 weight); Waudby-Smith, Wu, Ramdas, Karampatziakis and Mineiro 2022.
 
 Why not `vw-estimators`' `cs`: its wealth is a bound on this one (its intervals are wider), it is a Python loop over
-rows, and its centre (sum X + 1/2) / (t + 1) may exceed 1, where the inequality behind it fails.
+rows, and its centre (sum X + 1/2) / (t + 1) may exceed 1, which the proof behind it does not cover.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
-from scipy.special import logsumexp
 
 from bandit.estimators import check_column, check_weights
 from bandit.intervals import Interval
@@ -68,13 +67,13 @@ class Tally:
 
         def excess(mean: float) -> float:
             gains = np.log1p(SHARES[:, None] * (values / mean - 1.0)) @ self.counts
-            return float(logsumexp(gains)) - math.log(len(SHARES)) - goal
+            return float(np.logaddexp.reduce(gains)) - math.log(len(SHARES)) - goal
 
         # At the sample mean no bettor has gained (Jensen), and less is refuted the higher the mean.
         highest = float(values @ self.counts / self.counts.sum())
         if highest <= SMALLEST_MEAN or excess(SMALLEST_MEAN) <= 0.0:
             return 0.0
-        return float(brentq(excess, SMALLEST_MEAN, highest, xtol=1e-12))
+        return float(brentq(excess, SMALLEST_MEAN, highest, xtol=1e-10))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +144,18 @@ class ConfidenceSequence:
         )
 
     def interval(self) -> Interval:
-        """Return the bounds after the rows so far; they may be read at any time and acted on."""
+        """Return the bounds after the rows so far; they may be read at any time and acted on.
+
+        For rare rewards the lower bound is the tight one: the upper bound has the variance of w (1 - r). Bounds that
+        cross refute the weights themselves, and the note says so.
+        """
         lowest, highest = self.reward_range
-        width, alpha = highest - lowest, (1.0 - self.confidence) / 2.0
-        least, most = self.low.lower_bound(alpha), self.high.lower_bound(alpha)
-        if self.of_advantage:
-            lower, upper = width * max(-1.0, least - 1.0), width * min(1.0, 1.0 - most)
-        else:
-            lower, upper = lowest + width * least, highest - width * most
-        return Interval(lower, upper, self.confidence, "confidence sequence")
+        alpha = (1.0 - self.confidence) / 2.0
+        # The mean of X less this, in units of the range, is the value, or the advantage.
+        start, least = (1.0, -1.0) if self.of_advantage else (0.0, 0.0)
+        lower = self.low.lower_bound(alpha) - start
+        upper = 1.0 - self.high.lower_bound(alpha)
+        note = "the weights cannot be right: the bounds cross" if lower > upper else ""
+        width, offset = highest - lowest, 0.0 if self.of_advantage else lowest
+        lower, upper = (offset + width * min(1.0, max(least, bound)) for bound in (lower, upper))
+        return Interval(lower, upper, self.confidence, "confidence sequence", note)

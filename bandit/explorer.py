@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from vowpal_wabbit_next import CBLabel, Workspace
 
-from bandit.exploration import Float64Array, Int64Array
+from bandit.columns import Float64Array, Int64Array
 from bandit.learner import MIN_LEARNING_PROPENSITY
 from bandit.policy import ActionFeatures, Interactions, row_features
 from bandit.vw_format import (

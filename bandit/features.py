@@ -19,9 +19,24 @@ Record = Mapping[str, Any]
 
 NUMBER_KINDS = frozenset({"numeric", "counter", "ratio", "recency"})
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+# Float32 holds larger ones; the product of two, times a weight, it may not.
+_NUMBER_MAX = 2.0**53
 
 
 Kind = Literal["categorical", "multi", "weighted", "numeric", "counter", "ratio", "recency"]
+
+
+class UnfitValue(ValueError):
+    """A value that a feature cannot be made of.
+
+    Args:
+        message: Names the feature.
+        source: Key of the record that held the value.
+    """
+
+    def __init__(self, message: str, *, source: str) -> None:
+        super().__init__(message)
+        self.source = source
 
 
 class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -107,7 +122,7 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """Return the named features of one value; a missing value has none.
 
         Raises:
-            ValueError: the value is not of the declared kind; the message names the feature.
+            UnfitValue: the value is not of the declared kind.
         """
         if value is None:
             return {}
@@ -122,12 +137,14 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             if edges:
                 return {f"{self.name}={bisect.bisect_right(edges, value)}": 1.0}
             return {self.name: self._number(self._number(value) * self.scale)}
-        raise ValueError(f"feature {self.name!r} must be {self.kind}, got {type(value).__name__}")
+        message = f"feature {self.name!r} must be {self.kind}, got {type(value).__name__}"
+        raise UnfitValue(message, source=self.source)
 
     def _number(self, value: Any) -> float:  # noqa: ANN401 - records hold what callers sent
-        if isinstance(value, int | float) and abs(value) <= _FLOAT32_MAX:
+        if isinstance(value, int | float) and abs(value) <= _NUMBER_MAX:
             return float(value)
-        raise ValueError(f"feature {self.name!r} must have numbers that float32 holds, got {value!r:.40}")
+        message = f"feature {self.name!r} must have numbers within +-{_NUMBER_MAX:g}, got {value!r:.40}"
+        raise UnfitValue(message, source=self.source)
 
 
 class FeatureSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -189,7 +206,7 @@ class FeatureSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         """Return the named features of one namespace of one record.
 
         Raises:
-            ValueError: a value is not of its declared kind.
+            UnfitValue: a value is not of its declared kind.
         """
         named: dict[str, float] = {}
         for feature in self.features:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -80,16 +81,17 @@ def cluster_bootstrap(
         raise ValueError(f"estimates must share their clusters, at least 2 of them, got {sorted(numbers)}")
     n_clusters = numbers.pop()
     stacked = np.column_stack(panel)
-    shares = np.full(n_clusters, 1.0 / n_clusters)
     resampled = np.empty((n_resamples, stacked.shape[1]))
     block = max(1, BLOCK_COUNTS // n_clusters)
     for start in range(0, n_resamples, block):
-        counts = rng.multinomial(n_clusters, shares, size=min(block, n_resamples - start))
-        resampled[start : start + block] = counts.astype(np.float64) @ stacked
+        n_here = min(block, n_resamples - start)
+        drawn = rng.integers(n_clusters, size=(n_here, n_clusters)) + np.arange(n_here)[:, None] * n_clusters
+        counts = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        resampled[start : start + n_here] = counts.astype(np.float64) @ stacked
     tails = [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0]
     edges = np.cumsum([0] + [sums.shape[1] for sums in panel])
     intervals = []
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
+    for first, last in pairwise(edges):
         lower, upper = np.quantile(value_of_sums(resampled[:, first:last]), tails)
         intervals.append(Interval(float(lower), float(upper), confidence, "cluster bootstrap"))
     return intervals

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from bandit.columns import NO_CODE, OTHER_TAG, BoolArray, Columns, TagArray, is_tags
+from bandit.columns import NO_CODE, OTHER_TAG, BoolArray, Columns, Int64Array, TagArray, is_tags
 
 
 class MaxPer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="max_per"):
@@ -35,64 +33,79 @@ class MaxPer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.limit < 1 or self.window < 1:
             raise ValueError(f"max_per limit and window must be at least 1, got {self.limit} and {self.window}")
 
-    def start(self, columns: Columns) -> CategoryMask | TagMask:
+    def start(self, columns: Columns) -> CategoryWalk | TagWalk:
         """Return the rule at work on one slate."""
         column = columns[self.column]
         if is_tags(column):
-            return TagMask(rule=self, tags=column & ~OTHER_TAG)
-        return CategoryMask(rule=self, codes=column)
-
-    def recent(self, history: Sequence[int]) -> Sequence[int]:
-        """Return the part of the history that shares a window with the next slot."""
-        return history[max(0, len(history) - self.window + 1) :]
+            return TagWalk(self, column & ~OTHER_TAG)
+        return CategoryWalk(self, column)
 
 
-@dataclass(frozen=True, slots=True)
-class CategoryMask:
-    """`MaxPer` on categories.
+class CategoryWalk:
+    """`MaxPer` on the categories of one slate: a value is closed while its limit is reached within the window."""
+
+    def __init__(self, rule: MaxPer, codes: npt.NDArray[np.int32]) -> None:
+        self._rule = rule
+        self._codes = codes
+        # The codes of the last window - 1 slots: what shares a window with the next.
+        self._recent: deque[int] = deque()
+        # What a closed code forbids, int64 positions.
+        self._closed: dict[int, Int64Array] = {}
+        self._is_open: BoolArray = np.ones(len(codes), dtype=np.bool_)
+
+    @property
+    def mask(self) -> BoolArray | None:
+        """Return bool [n] of what the next slot may hold, None for everything; it changes with the next `place`."""
+        return self._is_open if self._closed else None
+
+    def place(self, action: int) -> None:
+        """Take note of a placed candidate."""
+        code, limit = self._codes.item(action), self._rule.limit
+        self._recent.append(code)
+        left = self._recent.popleft() if len(self._recent) == self._rule.window else NO_CODE
+        if left == code:
+            return
+        if left in self._closed and self._recent.count(left) < limit:
+            self._is_open[self._closed.pop(left)] = True
+        if code != NO_CODE and self._recent.count(code) == limit:
+            self._closed[code] = (self._codes == code).nonzero()[0]
+            self._is_open[self._closed[code]] = False
+
+
+class TagWalk:
+    """`MaxPer` on the tags of one slate.
 
     Attributes:
-        rule: The rule.
-        codes: int32 [n].
+        mask: bool [n] of what the next slot may hold, None for everything.
     """
 
-    rule: MaxPer
-    codes: npt.NDArray[np.int32]
+    def __init__(self, rule: MaxPer, tags: TagArray) -> None:
+        self._rule = rule
+        self._tags = tags
+        # The tags of the last window - 1 slots: what shares a window with the next.
+        self._recent: deque[int] = deque(maxlen=rule.window - 1)
+        self._closed = 0
+        self.mask: BoolArray | None = None
 
-    def build_mask(self, history: Sequence[int]) -> BoolArray | None:
-        """Return bool [n] of what this slot may hold after `history` (candidate positions), None for everything."""
-        counts = Counter(self.codes.item(action) for action in self.rule.recent(history))
-        mask: BoolArray | None = None
-        for code, count in counts.items():
-            if count >= self.rule.limit and code != NO_CODE:
-                others = self.codes != code
-                mask = others if mask is None else mask & others
-        return mask
+    def place(self, action: int) -> None:
+        """Take note of a placed candidate."""
+        self._recent.append(self._tags.item(action))
+        closed = self._at_limit()
+        if closed != self._closed:
+            self._closed = closed
+            self.mask = np.logical_not(self._tags & np.uint64(closed)) if closed else None
 
-
-@dataclass(frozen=True, slots=True)
-class TagMask:
-    """`MaxPer` on tags.
-
-    Attributes:
-        rule: The rule.
-        tags: uint64 [n].
-    """
-
-    rule: MaxPer
-    tags: TagArray
-
-    def build_mask(self, history: Sequence[int]) -> BoolArray | None:
-        """Return bool [n] of what this slot may hold after `history` (candidate positions), None for everything."""
-        counts: Counter[int] = Counter()
-        for action in self.rule.recent(history):
-            left = int(self.tags[action])
-            while left:
-                lowest = left & -left
-                counts[lowest] += 1
-                left ^= lowest
-        full = sum(tag for tag, count in counts.items() if count >= self.rule.limit)
-        if not full:
-            return None
-        mask: BoolArray = (self.tags & np.uint64(full)) == 0
-        return mask
+    def _at_limit(self) -> int:
+        """Return the tags that as many of the recent items have as the limit allows."""
+        if len(self._recent) < self._rule.limit:
+            return 0
+        # Sets of the tags that at least 1, 2, ... of the items so far have.
+        at_least = [0] * self._rule.limit
+        for tags in self._recent:
+            carried = tags
+            for number, held in enumerate(at_least):
+                at_least[number] = held | carried
+                carried &= held
+                if not carried:
+                    break
+        return at_least[-1]

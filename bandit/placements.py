@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import msgspec
 import numpy as np
 
-from bandit.columns import BoolArray, Columns
+from bandit.columns import BoolArray, Columns, Int64Array
 
 
 class Discovery(
@@ -35,6 +36,10 @@ class Discovery(
         if not 0.0 <= self.share <= 1.0:
             raise ValueError(f"discovery share must be in [0, 1], got {self.share}")
 
+    def start(self, columns: Columns, positions: Collection[int]) -> DiscoveryWalk:
+        """Return the rule at work on one slate with these reserved positions."""
+        return DiscoveryWalk(columns[self.column].astype(np.bool_), positions)
+
     def draw_positions(self, n_slots: int, rng: np.random.Generator) -> tuple[tuple[int, ...], float]:
         """Draw the reserved positions, uniform among all sets of their number.
 
@@ -47,6 +52,24 @@ class Discovery(
         number_probability = 1.0 if fraction == 0.0 else (fraction if extra else 1.0 - fraction)
         positions = tuple(sorted(rng.permutation(n_slots)[:count].tolist()))
         return positions, number_probability / math.comb(n_slots, count)
+
+
+class DiscoveryWalk:
+    """`Discovery` on the candidates of one slate."""
+
+    def __init__(self, pool: BoolArray, positions: Collection[int]) -> None:
+        self._pool = pool
+        self._positions = positions
+        self._slot = 0
+
+    @property
+    def mask(self) -> BoolArray | None:
+        """Return bool [n] of what the next slot may hold, None for everything."""
+        return self._pool if self._slot in self._positions else None
+
+    def place(self, action: int) -> None:
+        """Take note of a placed candidate."""
+        self._slot += 1
 
 
 class Sponsored(
@@ -64,11 +87,9 @@ class Sponsored(
     slots: list[int]
     column: str = "sponsored"
 
-    def claims(self, columns: Columns, n_slots: int, is_free: BoolArray) -> dict[int, int]:
-        """Return which of the free candidates each claimed slot holds."""
-        order = columns[self.column]
-        sponsored = np.flatnonzero((order >= 0) & is_free)
-        waiting = sponsored[np.argsort(order[sponsored], kind="stable")].tolist()
+    def claims(self, columns: Columns, n_slots: int, kept: Int64Array) -> dict[int, int]:
+        """Return which of the candidates kept back, int64 positions in id order, each claimed slot holds."""
+        waiting = kept[columns[self.column][kept].argsort(kind="stable")].tolist()
         return dict(zip((slot for slot in sorted(self.slots) if slot < n_slots), waiting, strict=False))
 
     def kept_back(self, columns: Columns, n_slots: int) -> BoolArray:
@@ -86,11 +107,12 @@ class Pinned(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     column: str = "pinned_slot"
 
-    def claims(self, columns: Columns, n_slots: int, is_free: BoolArray) -> dict[int, int]:
-        """Return which of the free candidates each claimed slot holds; of two on one slot the first in id order."""
-        slots = columns[self.column]
-        pinned = np.flatnonzero((slots >= 0) & (slots < n_slots) & is_free)
-        return {int(slots[action]): int(action) for action in reversed(pinned)}
+    def claims(self, columns: Columns, n_slots: int, kept: Int64Array) -> dict[int, int]:
+        """Return which of the candidates kept back each claimed slot holds.
+
+        Of two on one slot it is the first in id order.
+        """
+        return dict(zip(columns[self.column][kept][::-1].tolist(), kept[::-1].tolist(), strict=True))
 
     def kept_back(self, columns: Columns, n_slots: int) -> BoolArray:
         """Return bool [n]: what no other slot may hold; an item pinned beyond the slate is as any other."""

@@ -147,6 +147,44 @@ class VwReference:
         return 0.0 - costs
 
 
+@dataclass(frozen=True, slots=True)
+class ScoreTerms:
+    """The m addends of one action's score: the constant, every feature, every pair of features that interact.
+
+    Attributes:
+        features: (namespace, name) of none for the constant, of one feature, or of the two of a pair.
+        values: float64 [m], the feature's value, the product of a pair's, 1 for the constant.
+        positions: int64 [m] in the weight table; two terms may share one.
+    """
+
+    features: Sequence[tuple[tuple[str, str], ...]]
+    values: npt.NDArray[np.float64]
+    positions: npt.NDArray[np.int64]
+
+    def rewards(self, weights: Float32Array) -> npt.NDArray[np.float64]:
+        """Return float64 [m], what each term adds to the expected reward under float32 [m] weights of `positions`.
+
+        They sum to what `WeightTable.score` returns, which rounds to float32.
+        """
+        return (0.0 - weights.astype(np.float64)) * self.values
+
+
+def score_terms(spec: ModelSpec, shared: Mapping[str, Encoded], action: Mapping[str, Encoded]) -> ScoreTerms:
+    """Return what the score of one action adds up from."""
+    features: list[tuple[tuple[str, str], ...]] = [()]
+    values = [np.ones(1)]
+    for namespace, encoded in (*shared.items(), *action.items()):
+        features += [((namespace, name),) for name in encoded.names]
+        values.append(encoded.values.astype(np.float64))
+    for first, second in spec.interactions:
+        if first in shared and second in action:
+            one, other = shared[first], action[second]
+            features += [((first, a), (second, b)) for a in one.names for b in other.names]
+            values.append(np.outer(one.values.astype(np.float64), other.values).ravel())
+    positions = touched_weights(spec, [shared], [action])
+    return ScoreTerms(features=features, values=np.concatenate(values), positions=positions)
+
+
 def row_features(features: ActionFeatures, row: int) -> Encoded:
     """Return one action's features without padding; names are unknown here and empty."""
     used = features.values[row] != 0.0

@@ -7,17 +7,21 @@ The pmf of slot k is a function of the candidates, the rules, the discovery posi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from bandit.columns import BoolArray, Columns, Float64Array
-from bandit.exploration import Exploration, Mixture, SlotView, build_pmf, view_slot
-from bandit.masks import CategoryMask, TagMask
+from bandit.boosts import DiversityWalk
+from bandit.columns import BoolArray, Columns, Float64Array, Int64Array
+from bandit.exploration import Exploration
+from bandit.masks import CategoryWalk, TagWalk
+from bandit.placements import DiscoveryWalk
 from bandit.rules import Boost, Discovery, Diversity, MaxPer, Placement, Rule
+from bandit.slot import Mixture, SlotView, build_pmf, view_slot
 
-ExplorerPmf = Callable[[int, npt.NDArray[np.int64]], Float64Array]
+ExplorerPmf = Callable[[int, Int64Array], Float64Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,7 @@ class ActionSet:
             raise ValueError("scores must be finite")
 
 
-@dataclass(frozen=True, slots=True)
-class SlotPmf:
+class SlotPmf(msgspec.Struct, frozen=True):
     """What slot k may hold and with which probability.
 
     Attributes:
@@ -83,8 +86,7 @@ class SlotPmf:
         return {"greedy": greedy, "shortlist": float(self.pmf[action]) - greedy - uniform, "uniform": uniform}
 
 
-@dataclass(frozen=True, slots=True)
-class SlotDraw:
+class SlotDraw(msgspec.Struct, frozen=True):
     """One placed item and how it was drawn.
 
     Attributes:
@@ -155,53 +157,66 @@ class SlateWalk:
         self.history: list[int] = []
         columns, n = actions.columns, len(actions.ids)
         self._scores: Float64Array = actions.scores.astype(np.float64)
-        self._boosts: Float64Array = np.zeros(n)
-        for rule in rules:
-            if isinstance(rule, Boost):
-                self._boosts += rule.build_boost(columns, now_ms)
-        self._limits: list[CategoryMask | TagMask | Discovery] = []
-        for rule in rules:
-            if isinstance(rule, MaxPer):
-                self._limits.append(rule.start(columns))
-            elif isinstance(rule, Discovery):
-                self._limits.append(rule)
-        self._diversity = [rule.start(columns) for rule in rules if isinstance(rule, Diversity)]
-        self._has_discovery = any(isinstance(rule, Discovery) for rule in rules)
+        self._fixed_boosts: Float64Array = np.zeros(n)
+        self._diversity: list[DiversityWalk] = []
+        # By the name that is logged when one gives way, in declared order.
+        self._limits: list[tuple[str, CategoryWalk | TagWalk | DiscoveryWalk]] = []
         # What may still be drawn; items that a placement keeps back are never drawn, only placed.
         self._is_open: BoolArray = np.ones(n, dtype=np.bool_)
         self._claims: dict[int, tuple[str, int]] = {}
         is_free = self._is_open.copy()
+        has_discovery = False
         for rule in rules:
-            if isinstance(rule, Placement):
-                self._is_open &= ~rule.kept_back(columns, n_slots)
-                for slot, action in rule.claims(columns, n_slots, is_free).items():
+            if isinstance(rule, Boost):
+                self._fixed_boosts += rule.build_boost(columns, now_ms)
+            elif isinstance(rule, MaxPer):
+                self._limits.append((f"max_per:{rule.column}", rule.start(columns)))
+            elif isinstance(rule, Diversity):
+                self._diversity.append(rule.start(columns))
+            elif isinstance(rule, Discovery):
+                has_discovery = True
+                self._limits.append(("discovery", rule.start(columns, discovery_positions)))
+            elif isinstance(rule, Placement):
+                kept = rule.kept_back(columns, n_slots)
+                self._is_open &= ~kept
+                for slot, action in rule.claims(columns, n_slots, (kept & is_free).nonzero()[0]).items():
                     # The rule declared first has the slot; the other's item then stays away, as it was kept back.
                     if slot not in self._claims:
                         self._claims[slot] = (str(rule.__struct_config__.tag), action)
                         is_free[action] = False
+        self._n_open = int(np.count_nonzero(self._is_open))
+        self._reserved = frozenset(discovery_positions if has_discovery else ())
+        self._walks = [*self._diversity, *(limit for _, limit in self._limits)]
+        self._n_noted = 0
+        self._boosts = self._fixed_boosts
+        self._boosted: Float64Array = self._scores + self._boosts
+        # How far down the scores a slot was ranked, by whether it is reserved: a hint for the next of its kind.
+        self._reach = {True: -np.inf, False: -np.inf}
 
     def pmf(self) -> SlotPmf | None:
         """Return the pmf of the next slot, None when no candidate is left."""
-        boosts = self._boosts
-        for walk in self._diversity:
-            boosts = boosts + walk.boost
+        self._note_history()
         slot = len(self.history)
         if slot in self._claims:
-            return self._claimed(*self._claims[slot], boosts)
-        allowed, gave_way = self._allowed(slot)
-        if not allowed.any():
+            return self._claimed(*self._claims[slot])
+        if not self._n_open:
             return None
-        view = view_slot(self._scores + boosts, allowed, shortlist=self.exploration.shortlist_size)
+        allowed, gave_way = self._allowed()
+        is_reserved = slot in self._reserved
+        view = view_slot(
+            self._boosted, allowed, shortlist=self.exploration.shortlist_size, reach=self._reach[is_reserved]
+        )
+        self._reach[is_reserved] = view.reach
         if self._explorer is not None:
-            view = replace(view, explorer_pmf=self._explorer(slot, view.top))
+            view = msgspec.structs.replace(view, explorer_pmf=self._explorer(slot, view.top))
         mixture = self.exploration.mixture(view)
         return SlotPmf(
             view=view,
             mixture=mixture,
             pmf=build_pmf(view, mixture),
-            boosts=boosts,
+            boosts=self._boosts,
             placed_by="",
-            is_discovery=self._is_reserved(slot) and "discovery" not in gave_way,
+            is_discovery=is_reserved and "discovery" not in gave_way,
             gave_way=gave_way,
         )
 
@@ -213,49 +228,61 @@ class SlateWalk:
         """
         if action in self.history:
             raise ValueError(f"action {action} is already in the slate")
+        self._n_open -= int(self._is_open[action])
         self._is_open[action] = False
         self.history.append(action)
-        for walk in self._diversity:
-            walk.place(action)
 
-    def _claimed(self, placed_by: str, action: int, boosts: Float64Array) -> SlotPmf:
+    def _note_history(self) -> None:
+        """Tell the rules what was placed since the slot before: only now, as nothing follows the last slot."""
+        placed = self.history[self._n_noted :]
+        if not placed:
+            return
+        for action in placed:
+            for walk in self._walks:
+                walk.place(action)
+        self._n_noted = len(self.history)
+        if self._diversity:
+            self._boosts = self._fixed_boosts
+            for walk in self._diversity:
+                self._boosts = self._boosts + walk.boost
+            self._boosted = self._scores + self._boosts
+
+    def _allowed(self) -> tuple[BoolArray, tuple[str, ...]]:
+        """Return what the next slot may hold and what gave way; when nothing is left, the last declared does first."""
+        masks = [(name, mask) for name, limit in self._limits if (mask := limit.mask) is not None]
+        gave_way: list[str] = []
+        allowed = self._is_open.copy()
+        while masks:
+            for _, mask in masks:
+                allowed &= mask
+            if np.count_nonzero(allowed):
+                break
+            gave_way.append(masks.pop()[0])
+            allowed = self._is_open.copy()
+        return allowed, tuple(gave_way)
+
+    def _claimed(self, placed_by: str, action: int) -> SlotPmf:
         """Return the pmf of a slot that a placement fills."""
-        only = np.zeros(len(self._is_open), dtype=np.bool_)
+        only = np.zeros(len(self._scores), dtype=np.bool_)
         only[action] = True
-        view = view_slot(self._scores + boosts, only, shortlist=0)
-        mixture = Mixture(1.0, view.top, np.zeros(0), 0.0)
+        none = np.zeros(0, dtype=np.int64)
         return SlotPmf(
-            view=view,
-            mixture=mixture,
-            pmf=build_pmf(view, mixture),
-            boosts=boosts,
+            view=SlotView(
+                scores=self._boosted,
+                allowed=only,
+                n_allowed=1,
+                greedy=np.array([action]),
+                top=none,
+                top_scores=np.zeros(0),
+                reach=-np.inf,
+            ),
+            mixture=Mixture(greedy=1.0, shortlist=np.zeros(0), uniform=0.0),
+            pmf=only.astype(np.float64),
+            boosts=self._boosts,
             placed_by=placed_by,
             is_discovery=False,
             gave_way=(),
         )
-
-    def _is_reserved(self, slot: int) -> bool:
-        return self._has_discovery and slot in self.discovery_positions
-
-    def _allowed(self, slot: int) -> tuple[BoolArray, tuple[str, ...]]:
-        """Return what the next slot may hold and what gave way; when nothing is left, the last declared does first."""
-        masks: list[tuple[str, BoolArray]] = []
-        for limit in self._limits:
-            if isinstance(limit, Discovery):
-                if self._is_reserved(slot):
-                    masks.append(("discovery", self.actions.columns[limit.column].astype(np.bool_)))
-                continue
-            mask = limit.build_mask(self.history)
-            if mask is not None:
-                masks.append((f"max_per:{limit.rule.column}", mask))
-        gave_way: list[str] = []
-        while True:
-            allowed = self._is_open.copy()
-            for _, mask in masks:
-                allowed &= mask
-            if not masks or allowed.any():
-                return allowed, tuple(gave_way)
-            gave_way.append(masks.pop()[0])
 
 
 def draw_slate(walk: SlateWalk, uniforms: Float64Array) -> list[SlotDraw]:

@@ -93,18 +93,6 @@ def blend(
     )
 
 
-def popular_rows(n_interactions: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Rank rows by their interactions, most first; equal ones by row.
-
-    Args:
-        n_interactions: int32 [n].
-
-    Returns:
-        int32 [n].
-    """
-    return np.argsort(-n_interactions.astype(np.int64), kind="stable").astype(np.int32)
-
-
 def _first_occurrences(rows: NDArray[np.int32]) -> NDArray[np.int64]:
     _, first = np.unique(rows, return_index=True)
     return np.sort(first).astype(np.int64)

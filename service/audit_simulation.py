@@ -34,7 +34,7 @@ _EXPLORATIONS: tuple[Exploration, ...] = (
     Softmax(shortlist=10, uniform_share=0.1),
     SquareCB(gamma=50.0, shortlist=8, uniform_share=0.1),
 )
-_RULES: tuple[Rule, ...] = (
+EVERY_RULE: tuple[Rule, ...] = (
     MaxPer(column="creator", limit=1, window=3),
     MaxPer(column="genres", limit=2, window=4),
     Freshness(boost=0.2, half_life_days=30.0),
@@ -73,7 +73,7 @@ def simulate_decisions(n: int, *, seed: int, first: int = 0) -> Iterator[Decisio
 def _decide(event_id: str, rng: np.random.Generator, *, salt: bytes, versions: Versions) -> Decision:
     actions = _actions(int(rng.integers(1, 40)), rng)
     n_slots = int(rng.integers(1, 8))
-    rules = [rule for rule in _RULES if rng.random() < 0.5]
+    rules = [rule for rule in EVERY_RULE if rng.random() < 0.5]
     rng.shuffle(rules)
     exploration = _EXPLORATIONS[int(rng.integers(len(_EXPLORATIONS)))]
     positions: tuple[int, ...] = ()

@@ -31,6 +31,7 @@ from service.archive import Archiver
 from service.catalogue_writer import CatalogueWriter
 from service.config import Config, explorer_of
 from service.count_items import ItemCounting, counting_model
+from service.explain import Explainer
 from service.feedback import Feedback
 from service.follow import Follower
 from service.health import HealthWatch
@@ -41,7 +42,7 @@ from service.learn import LearnerLoop
 from service.learn_explorer import ExplorerLoop
 from service.live_config import LiveConfig
 from service.metrics import Metrics
-from service.ports import Journal, UserStates
+from service.ports import UserStates
 from service.recommend import Recommender
 from service.retriever import Retriever
 from service.rule_columns import AttributeColumns, attribute_kinds
@@ -51,6 +52,9 @@ from service.spool import Spool
 
 # Writes and blocking reads may take longer than a request is allowed to wait.
 _WRITE_TIMEOUT_S = 5.0
+# Rankings of the catalogue follow its changes after this long, and time itself (ages, decay) after a minute.
+_RANKING_S = 0.5
+_RANKING_MAX_AGE_MS = 60_000
 
 _log = structlog.get_logger("hone.bootstrap")
 
@@ -106,31 +110,46 @@ class Worker:
     models: dict[str, ServedModel]
     recommender: Recommender
     feedback: Feedback
+    explainer: Explainer
     writer: CatalogueWriter
     health: HealthDesk
     follower: Follower
-    journal: Journal
     users: UserStates
     spool: Spool
     _clients: list[object]
     _following: asyncio.Task[None] | None = None
+    _ranking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Catch up with the streams, drain leftover spools, and follow."""
         await self.follower.catch_up()
         self.spool.start()
+        self.items.retriever.rankings = self.items.build_rankings(wall_clock_ms())
         self._following = asyncio.create_task(self.follower.run())
+        self._ranking = asyncio.create_task(self._rank())
 
     @property
     def is_following(self) -> bool:
-        """Return whether the streams are still applied."""
-        return self._following is not None and not self._following.done()
+        """Return whether the streams are still applied, and the catalogue is still ranked."""
+        return all(task is not None and not task.done() for task in (self._following, self._ranking))
+
+    async def _rank(self) -> None:
+        """Rank the catalogue again, in a thread, when it has changed or a while has passed."""
+        ranked, ranked_at_ms = self.items.ranked_state, wall_clock_ms()
+        while True:
+            await asyncio.sleep(_RANKING_S)
+            state, now_ms = self.items.ranked_state, wall_clock_ms()
+            if state != ranked or now_ms - ranked_at_ms > _RANKING_MAX_AGE_MS:
+                self.items.retriever.rankings = await asyncio.to_thread(self.items.build_rankings, now_ms)
+                ranked, ranked_at_ms = state, now_ms
 
     async def close(self) -> None:
         """Ship the spool and close connections."""
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.wait({self._following})
+        running = {task for task in (self._following, self._ranking) if task is not None}
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running)
         await self.spool.close()
         for client in self._clients:
             await client.aclose()  # type: ignore[attr-defined]
@@ -181,6 +200,7 @@ def build_worker(config: Config) -> Worker:
             clock=wall_clock_ms,
             salt=salt,
         ),
+        explainer=Explainer(config=config, journal=journal, models=RedisModelStore(writes), log=RedisChangeLog(writes)),
         writer=CatalogueWriter(
             schema=config.features,
             log=RedisChangeLog(writes),
@@ -202,7 +222,6 @@ def build_worker(config: Config) -> Worker:
             live=live,
             metrics=metrics,
         ),
-        journal=journal,
         users=users,
         spool=spool,
         _clients=[fast, writes, reads],

@@ -147,12 +147,13 @@ class SourceConfig(Section, frozen=True, kw_only=True):
     """One candidate source of a surface.
 
     Attributes:
-        name: als (user vector), similar (seed item or last positive interaction), content is not a source of its own,
-            popular, fresh (newest listed) or random (a keyed sample; keeps every item reachable).
+        name: als (user vector), similar (seed item or last positive interaction), popular, trending (clicks of now),
+            fresh (newest listed), under_explored (drawn; young and rarely shown items more often) or random (a keyed
+            sample; keeps every item reachable).
         quota: Candidates it contributes at most before room is shared out.
     """
 
-    name: Literal["als", "similar", "popular", "fresh", "random"]
+    name: Literal["als", "similar", "popular", "trending", "fresh", "under_explored", "random"]
     quota: Count
 
 

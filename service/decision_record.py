@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bandit.columns import Columns
-from bandit.exploration import Float64Array, Int64Array, VwExplorer
+from bandit.columns import Columns, Float64Array, Int64Array
+from bandit.exploration import VwExplorer
 from bandit.explorer import action_features
 from bandit.features import FeatureSchema
 from bandit.policy import ActionFeatures

@@ -12,6 +12,7 @@ from bandit.features import FeatureSchema
 from bandit.policy import ActionFeatures
 from bandit.vw_format import Float32Array, UInt32Array, encode
 from retrieval.catalogue import Catalogue
+from retrieval.rankings import ItemArrays, RankingConfig, Rankings, build_rankings
 from service.feature_records import item_record
 from service.item_statistics import ItemStatistics
 from service.messages import ItemChange, ItemUpsert
@@ -58,6 +59,24 @@ class ItemsView:
         self.features = ItemFeatureTable(schema)
         self.statistics = ItemStatistics(half_life_ms=schema.half_life_s * 1000)
         self.position = "0-0"
+
+    @property
+    def ranked_state(self) -> tuple[str, str]:
+        """Return what rankings depend on: positions of items and statistics."""
+        return self.position, self.statistics.position
+
+    def build_rankings(self, now_ms: int) -> Rankings:
+        """Rank the catalogue as of now; it only reads, so a thread may do it while changes are applied."""
+        rows = np.arange(len(self.catalogue.item_ids), dtype=np.int32)
+        counts = self.statistics.columns(rows, now_ms)
+        arrays = ItemArrays(
+            is_listed=self.catalogue.listed[: len(rows)],
+            available_at_unix_ms=self.catalogue.available_at_unix_ms[: len(rows)],
+            n_interactions=self.retriever.n_interactions(len(rows)),
+            impressions=counts["impressions_now"].astype(np.float64),
+            clicks=counts["popularity_now"].astype(np.float64),
+        )
+        return build_rankings(arrays, now_ms=now_ms, config=RankingConfig())
 
     def apply(self, position: str, change: ItemChange) -> None:
         """Apply one change.

@@ -170,7 +170,10 @@ class ModelStore(Protocol):
         """Append to the weight stream and return the id."""
 
     async def publish_snapshot(self, model: str, epoch: int, snapshot: bytes) -> None:
-        """Replace the snapshot and drop the deltas that it includes."""
+        """Replace the snapshot, keep the one before it, and drop the deltas that the kept one includes.
+
+        One at the same position in the weight stream as the present snapshot replaces it and moves nothing.
+        """
 
     async def last_delta(self, model: str) -> tuple[str, bytes] | None:
         """Return the id and payload of the newest delta, None when the stream is empty."""
@@ -186,6 +189,9 @@ class ModelStore(Protocol):
 
     async def artefact_ids(self, model: str) -> list[str]:
         """Return the ids of a model's artefacts, in order of the ids."""
+
+    async def load_earlier_snapshot(self, model: str) -> bytes | None:
+        """Return the snapshot before the present one, None before the second."""
 
     def weights_stream(self, model: str) -> str:
         """Return the name of the model's weight stream, to follow with `ChangeLog.read`."""

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from bandit.columns import NO_CODE, Columns
 from bandit.dynamic import CategoryColumn, Column, encode_dynamic
+from bandit.features import UnfitValue
 from bandit.policy import ActionFeatures
 from bandit.slate import ActionSet
-from bandit.vw_format import encode
+from bandit.vw_format import Encoded, encode
 from retrieval.items import Item
 from service.errors import InvalidRequest
 from service.feature_records import item_record
@@ -99,20 +100,18 @@ def rank_described(
     model: ServedModel,
     named: NamedFeatures,
     candidates: Candidates,
-    described: Sequence[InlineAction],
+    described: Mapping[int, InlineAction],
     wanted: ColumnRequest,
 ) -> Ranked:
-    """Score actions that the caller described, together with catalogue candidates it named.
+    """Score actions that the caller described, by their place in its list, with catalogue candidates it named.
 
     Raises:
         InvalidRequest: an attribute is not of the kind its feature declares.
     """
+    own = {action.id: _encode_described(view, place, action) for place, action in described.items()}
     known = [item for row in candidates.rows.tolist() if (item := view.catalogue.items[row]) is not None]
-    everyone: list[Item | InlineAction] = sorted([*known, *described], key=lambda action: action.id)
-    try:
-        encoded = [view.schema.encode("item", item_record(action)) for action in everyone]
-    except ValueError as error:
-        raise InvalidRequest(str(error), path="$.candidates") from error
+    everyone: list[Item | InlineAction] = sorted([*known, *described.values()], key=lambda action: action.id)
+    encoded = [own.get(action.id) or view.schema.encode("item", item_record(action)) for action in everyone]
     affinity_of = dict(zip((item.id for item in known), candidates.affinity.tolist(), strict=True))
     creators: dict[str, int] = {}
     codes = [NO_CODE if a.creator is None else creators.setdefault(a.creator, len(creators)) for a in everyone]
@@ -138,11 +137,18 @@ def rank_described(
     scores = _score(model, named, features)
     return Ranked(
         actions=ActionSet(ids=[action.id for action in everyone], scores=scores, columns=columns),
-        described={action.id: action for action in described},
+        described={action.id: action for action in described.values()},
         sources=sources,
         source_names=candidates.source_names,
         features=features,
     )
+
+
+def _encode_described(view: ItemsView, place: int, action: InlineAction) -> Encoded:
+    try:
+        return view.schema.encode("item", item_record(action))
+    except UnfitValue as error:
+        raise InvalidRequest(str(error), path=f"$.candidates[{place}].attributes.{error.source}") from error
 
 
 def _features(

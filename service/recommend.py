@@ -16,6 +16,7 @@ from hashlib import blake2b
 import msgspec
 import numpy as np
 
+from bandit.features import UnfitValue
 from bandit.randomness import Purpose, build_generator
 from bandit.rules import Discovery
 from bandit.slate import ActionSet, ExplorerPmf, SlateWalk, SlotDraw, draw_slate
@@ -263,8 +264,10 @@ class Recommender:
                 # Scores are compared at a reference position; learning uses the real one.
                 "position": schema.named("position", {"slot": 0}),
             }
-        except ValueError as error:
-            raise InvalidRequest(str(error), path="$.context") from error
+        except UnfitValue as error:
+            # What the caller did not send, a seed or a profile brought.
+            path = f"$.context.{error.source}" if error.source in request.context else "$.context"
+            raise InvalidRequest(str(error), path=path) from error
 
     def _candidates(
         self,
@@ -273,17 +276,17 @@ class Recommender:
         query: CandidateQuery,
         event_id: str,
         degraded: list[str],
-    ) -> tuple[Candidates, list[InlineAction]]:
+    ) -> tuple[Candidates, dict[int, InlineAction]]:
         if request.candidates is None:
             rng = build_generator(salt=self._salt, purpose="candidates", surface=request.surface, event_id=event_id)
             retriever = self._items.retriever
-            return retriever.retrieve(query, surface.sources, limit=surface.n_candidates, rng=rng), []
-        described = [c for c in request.candidates if isinstance(c, InlineAction)]
+            return retriever.retrieve(query, surface.sources, limit=surface.n_candidates, rng=rng), {}
+        described = {place: c for place, c in enumerate(request.candidates) if isinstance(c, InlineAction)}
         item_ids = {c for c in request.candidates if isinstance(c, str)}
-        if len({c.id for c in described} | item_ids) != len(request.candidates):
+        if len({c.id for c in described.values()} | item_ids) != len(request.candidates):
             raise InvalidRequest("candidates must not repeat an id", path="$.candidates")
         excluded = set(request.exclude)
-        described = [c for c in described if c.id not in excluded]
+        described = {place: c for place, c in described.items() if c.id not in excluded}
         rows = [row for row in map(self._items.catalogue.row, item_ids) if row is not None]
         if len(rows) < len(item_ids):
             degraded.append("unknown_candidates")

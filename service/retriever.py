@@ -13,14 +13,13 @@ from retrieval.catalogue import Catalogue
 from retrieval.embeddings import fold_in
 from retrieval.filters import Viewer, eligible_mask
 from retrieval.items import Item
-from retrieval.sources import SourceResult, blend, popular_rows
+from retrieval.rankings import NO_RANKINGS, draw_weighted
+from retrieval.sources import SourceResult, blend
 from service.config import SourceConfig
 
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
 
-# Rankings that change with the catalogue are made again at most this often.
-_RANKING_MS = 500
 # Sources fetch this many times their quota, so that eligibility rarely leaves one short.
 _OVERFETCH = 2
 
@@ -82,13 +81,10 @@ class Retriever:
         self._row_of_label = np.full(max(self._n_trained, 1024), -1, dtype=np.int32)
         self._label_of_row = np.full(1024, -1, dtype=np.int32)
         self._n_interactions = np.zeros(1024, dtype=np.int32)
-        self._rankings: dict[str, Int32Array] = {}
-        self._ranked_at_ms = 0
-        self._is_stale = True
+        self.rankings = NO_RANKINGS
 
     def put(self, row: int, item: Item) -> None:
         """Make an item retrievable at its row; an unknown one gets a vector from its content."""
-        self._is_stale = True
         while row >= len(self._label_of_row):
             self._label_of_row = np.concatenate([self._label_of_row, np.full_like(self._label_of_row, -1)])
             self._n_interactions = np.concatenate([self._n_interactions, np.zeros_like(self._n_interactions)])
@@ -107,7 +103,6 @@ class Retriever:
 
     def remove(self, row: int) -> None:
         """Take a deleted item out of every index."""
-        self._is_stale = True
         label = int(self._label_of_row[row])
         if self._bundle is None or label < 0:
             return
@@ -150,6 +145,10 @@ class Retriever:
             affinity=self._affinity(rows, self._user_vector(query)),
         )
 
+    def n_interactions(self, n_rows: int) -> Int32Array:
+        """Return int32 [n_rows]: interactions that each row's item was trained on."""
+        return self._n_interactions[:n_rows]
+
     def popularity(self, rows: Int32Array) -> Float32Array:
         """Return float32 [n] in [0, 1]: log(1 + interactions), relative to the most popular item."""
         most = np.log1p(float(self._n_interactions.max(initial=1)))
@@ -175,23 +174,17 @@ class Retriever:
             rows = np.unique(rng.integers(0, max(len(self.catalogue.item_ids), 1), size=wanted)).astype(np.int32)
             rows = rng.permutation(rows)[: len(self.catalogue.item_ids)]
             return rows, np.zeros(len(rows), dtype=np.float32)
+        elif source.name == "under_explored":
+            drawn = draw_weighted(self.rankings.exploration_weight, wanted, rng)
+            return self.rankings.under_explored[drawn], self.rankings.exploration_weight[drawn].astype(np.float32)
         else:
-            rows = self._ranking(source.name, query.now_ms)[:wanted]
+            rows = getattr(self.rankings, source.name)[:wanted]
             return rows, np.zeros(len(rows), dtype=np.float32)
         if found is None:
             return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.float32)
         labels, scores = found
         rows = self._row_of_label[labels]
         return rows[rows >= 0], scores[rows >= 0].astype(np.float32)
-
-    def _ranking(self, name: str, now_ms: int) -> Int32Array:
-        if self._is_stale and now_ms - self._ranked_at_ms >= _RANKING_MS:
-            live = np.flatnonzero(self.catalogue.listed[: len(self.catalogue.item_ids)]).astype(np.int32)
-            newest = np.argsort(-self.catalogue.available_at_unix_ms[live], kind="stable")
-            self._rankings = {"popular": live[popular_rows(self._n_interactions[live])], "fresh": live[newest]}
-            self._ranked_at_ms = now_ms
-            self._is_stale = False
-        return self._rankings.get(name, np.zeros(0, dtype=np.int32))
 
     def _user_vector(self, query: CandidateQuery) -> Float32Array | None:
         if self._bundle is None:

@@ -9,7 +9,7 @@ from time import perf_counter
 import numpy as np
 import structlog
 
-from bandit.exploration import Float64Array, Int64Array
+from bandit.columns import Float64Array, Int64Array
 from bandit.explorer import Explorer, ExplorerSpec
 from bandit.policy import ActionFeatures
 from bandit.slate import ExplorerPmf

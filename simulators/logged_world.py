@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bandit.exploration import Epsilon, Policy, build_pmf, view_slot
+from bandit.exploration import Epsilon, Policy
 from bandit.features import Feature, FeatureSchema
 from bandit.joining import Joined
 from bandit.policy import ActionFeatures, WeightTable
 from bandit.slate import ActionSet, SlateWalk, draw_slate
+from bandit.slot import build_pmf, view_slot
 from bandit.vw_format import encode
 from retrieval.items import Item
 from service.config import Config, ModelConfig, SurfaceConfig

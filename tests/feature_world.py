@@ -163,6 +163,7 @@ class TestWorker:
     async def follow(self) -> None:
         while await self.follower._read(block_ms=0):
             pass
+        self.items.retriever.rankings = self.items.build_rankings(START_MS)
 
 
 @dataclass

@@ -228,7 +228,9 @@ class MemoryModelStore:
         # (epoch, unix ms of its end) by model.
         self._leases: dict[str, tuple[int, int]] = {}
         self._checkpoints: dict[str, bytes] = {}
-        self._snapshots: dict[str, bytes] = {}
+        # The snapshot and its position in the stream.
+        self._snapshots: dict[str, tuple[str, bytes]] = {}
+        self._earlier: dict[str, bytes] = {}
         self._artefacts: dict[tuple[str, str], bytes] = {}
 
     def weights_stream(self, model: str) -> str:
@@ -278,12 +280,15 @@ class MemoryModelStore:
         return entry_id
 
     async def publish_snapshot(self, model: str, epoch: int, snapshot: bytes) -> None:
-        """Set under the fence and trim the deltas before it."""
+        """Set under the fence, keep the one before it, and trim the deltas that one includes."""
         await asyncio.sleep(0)
-        stream_id = msgspec.msgpack.decode(snapshot)["stream_id"]
+        stream_id: str = msgspec.msgpack.decode(snapshot)["stream_id"]
         self._check(model, epoch)
-        self._snapshots[model] = snapshot
-        self._store.streams[self.weights_stream(model)].trim(stream_id)
+        before = self._snapshots.get(model)
+        if before is not None and before[0] != stream_id:
+            self._earlier[model] = before[1]
+            self._store.streams[self.weights_stream(model)].trim(before[0])
+        self._snapshots[model] = (stream_id, snapshot)
 
     async def last_delta(self, model: str) -> tuple[str, bytes] | None:
         """Return the newest entry."""
@@ -293,7 +298,12 @@ class MemoryModelStore:
     async def load_snapshot(self, model: str) -> bytes | None:
         """Get it."""
         await asyncio.sleep(0)
-        return self._snapshots.get(model)
+        return self._snapshots[model][1] if model in self._snapshots else None
+
+    async def load_earlier_snapshot(self, model: str) -> bytes | None:
+        """Get it."""
+        await asyncio.sleep(0)
+        return self._earlier.get(model)
 
     async def put_artefact(self, model: str, artefact_id: str, artefact: bytes) -> None:
         """Keep it if it is not there."""

@@ -64,11 +64,18 @@ local id = redis.call('XADD', KEYS[2], '*', 'e', ARGV[2])
 if ARGV[3] == '1' then redis.call('XTRIM', KEYS[2], 'MINID', id) end
 return id
 """
-# A missing stream has no last id; '0-0' then reads it whole.
+# One earlier snapshot is kept, and the deltas since. A snapshot at the position of the present one replaces it: written
+# twice, it must not become its own predecessor.
+# KEYS: epoch, snapshot, earlier snapshot, position, stream. ARGV: epoch, snapshot, its position in the stream.
 _FENCED_SNAPSHOT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
+local before = redis.call('GET', KEYS[4])
+if before ~= ARGV[3] then
+  if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('RENAME', KEYS[2], KEYS[3]) end
+  if before then redis.call('XTRIM', KEYS[5], 'MINID', before) end
+end
 redis.call('SET', KEYS[2], ARGV[2])
-redis.call('XTRIM', KEYS[3], 'MINID', ARGV[3])
+redis.call('SET', KEYS[4], ARGV[3])
 return 'OK'
 """
 
@@ -340,9 +347,10 @@ class RedisModelStore:
         return entry_id
 
     async def publish_snapshot(self, model: str, epoch: int, snapshot: bytes) -> None:
-        """Set under the fence and trim the deltas before it."""
+        """Set under the fence, keep the one before it, and trim the deltas that one includes."""
         stream_id = msgspec.msgpack.decode(snapshot)["stream_id"]
-        keys = [_epoch_key(model), f"hone:snapshot:{{{model}}}", self.weights_stream(model)]
+        current = _snapshot_key(model)
+        keys = [_epoch_key(model), current, f"{current}:earlier", f"{current}:position", self.weights_stream(model)]
         await self._fenced(_FENCED_SNAPSHOT, keys, epoch, snapshot, stream_id)
 
     async def last_delta(self, model: str) -> tuple[str, bytes] | None:
@@ -368,6 +376,12 @@ class RedisModelStore:
         """Get it."""
         async with _store_errors():
             found: Any = await self._client.get(f"hone:artefact:{{{model}}}:{artefact_id}")
+            return cast("bytes | None", found)
+
+    async def load_earlier_snapshot(self, model: str) -> bytes | None:
+        """Get it."""
+        async with _store_errors():
+            found: Any = await self._client.get(f"{_snapshot_key(model)}:earlier")
             return cast("bytes | None", found)
 
     async def artefact_ids(self, model: str) -> list[str]:
@@ -426,6 +440,10 @@ def _add_newer(
         packed = b"".join(_MEMBER_HEADER.pack(score, len(member)) + member for score, member in members)
         arguments += (str(limit), str(ttl_s), packed)
     pipeline.eval(_ADD_NEWER, len(keys), *keys, *arguments)
+
+
+def _snapshot_key(model: str) -> str:
+    return f"hone:snapshot:{{{model}}}"
 
 
 def _epoch_key(name: str) -> str:

@@ -13,15 +13,16 @@ from rich.progress import Progress
 from rich.table import Table
 
 from service.adapters.embedded_store import running_store
-from service.adapters.redis_store import RedisJournal, connect
+from service.adapters.redis_store import RedisChangeLog, RedisJournal, RedisModelStore, connect
 from service.audit_simulation import simulate_decisions
 from service.cli.settings import settings_of
 from service.config import Config
 from service.doctor import Diagnosis, diagnose
-from service.errors import NotFound
-from service.explain import explain, find_decision
+from service.explain import Explainer
+from service.explanation import Explanation
 from service.inspect_log import AuditFindings, audit_journal, read_archive
-from service.messages import Decision
+
+_STORE_TIMEOUT_S = 5.0
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
@@ -78,25 +79,32 @@ def explain_command(
     """Say why each slot of a decision holds what it holds."""
     config = settings_of(context).load()
     with running_store(config) as url:
-        explanation = explain(asyncio.run(_find(config, url, event_id)))
+        explanation = asyncio.run(_explain(config, url, event_id))
     if as_json:
         print(_json(explanation))
         return
-    print(f"{event_id} on {explanation['surface']}, {explanation['n_candidates']} candidates")
-    for slot in explanation["slots"]:
-        print(f"{slot['slot']:>3}  {slot['reason']:<9} score {slot['score']:+.4f} boost {slot['boost']:+.4f}  ", end="")
-        print(f"from {slot['source']}. {slot['in_words']}")
+    print(f"{event_id} on {explanation.surface}, {explanation.n_candidates} candidates")
+    print(explanation.weights.in_words)
+    for slot in explanation.slots:
+        print(f"{slot.slot:>3}  {slot.reason:<9} from {slot.source}. {slot.in_words}")
+        of_explorer = slot.explorer.in_words if slot.explorer else ""
+        gave_way = f"Gave way: {', '.join(slot.rules_that_gave_way)}." if slot.rules_that_gave_way else ""
+        for line in filter(None, (of_explorer, slot.score_in_words, slot.rules_in_words, gave_way)):
+            print(f"     {line}")
 
 
-async def _find(config: Config, url: str, event_id: str) -> Decision:
-    client = connect(url, timeout_s=5.0)
+async def _explain(config: Config, url: str, event_id: str) -> Explanation:
+    client = connect(url, timeout_s=_STORE_TIMEOUT_S)
     try:
-        found = await find_decision(RedisJournal(client, n_partitions=config.store.partitions), event_id)
+        explainer = Explainer(
+            config=config,
+            journal=RedisJournal(client, n_partitions=config.store.partitions),
+            models=RedisModelStore(client),
+            log=RedisChangeLog(client),
+        )
+        return await explainer.explain(event_id)
     finally:
         await client.aclose()
-    if found is None:
-        raise NotFound(f"no decision {event_id!r} in the journal")
-    return found
 
 
 def _show(diagnosis: Diagnosis) -> None:

@@ -9,8 +9,7 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from service.errors import InvalidRequest, NotFound
-from service.explain import explain, find_decision
+from service.errors import InvalidRequest
 from service.web.bodies import decode_each, is_ndjson, read_body
 from service.web.keys import READY, WORKER
 from service.web.openapi import build_openapi
@@ -73,11 +72,7 @@ async def reward(request: web.Request) -> web.Response:
 
 async def decision(request: web.Request) -> web.Response:
     """GET /v1/decisions/{event_id}: why each slot."""
-    event_id = request.match_info["event_id"]
-    found = await find_decision(request.app[WORKER].journal, event_id)
-    if found is None:
-        raise NotFound(f"no decision {event_id!r} in the journal; older ones are in the archive")
-    return json_response(explain(found))
+    return json_response(await request.app[WORKER].explainer.explain(request.match_info["event_id"]))
 
 
 async def surfaces(request: web.Request) -> web.Response:

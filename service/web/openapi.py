@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from retrieval.items import Item
+from service.explanation import Explanation
 from service.wire import (
     AcceptedResponse,
     EventBody,
@@ -22,6 +23,7 @@ from service.wire import (
 _TYPES = (
     AcceptedResponse,
     EventBody,
+    Explanation,
     HealthReport,
     Item,
     Problem,
@@ -36,7 +38,7 @@ _OPERATIONS: dict[tuple[str, str], tuple[str, Any, int, Any]] = {
     ("post", "/v1/recommend"): ("Recommend a slate", RecommendRequest, 200, RecommendResponse),
     ("post", "/v1/events"): ("Report what happened", [EventBody], 202, AcceptedResponse),
     ("post", "/v1/reward"): ("Reward one slot with a number", RewardBody, 202, AcceptedResponse),
-    ("get", "/v1/decisions/{event_id}"): ("Explain a decision", None, 200, None),
+    ("get", "/v1/decisions/{event_id}"): ("Explain a decision", None, 200, Explanation),
     ("get", "/v1/surfaces"): ("The declared surfaces", None, 200, None),
     ("get", "/v1/health"): ("Collapse, blindness and drift: what is wrong, and why", None, 200, HealthReport),
     ("put", "/v1/items"): ("Put items (array or NDJSON)", [Item], 202, AcceptedResponse),

@@ -12,19 +12,9 @@ from vowpal_wabbit_next import CBLabel, Example, Workspace
 from bandit.columns import Columns
 from bandit.exploration import Epsilon
 from bandit.policy import ActionFeatures, ModelSpec, WeightTable, row_features
-from bandit.rules import (
-    Discovery,
-    Diversity,
-    Freshness,
-    MaxPer,
-    Pinned,
-    Prior,
-    Rule,
-    SeenDemotion,
-    Sponsored,
-)
 from bandit.slate import ActionSet, SlateWalk, draw_slate
 from bandit.vw_format import Encoded, ExamplePool, predict_costs
+from service.audit_simulation import EVERY_RULE
 from simulators.benchmarks.explorers import bench_explorers
 
 _N_CANDIDATES = 1_000
@@ -33,18 +23,6 @@ _N_ITEMS = 1_000_000
 _N_CONTEXT, _N_ITEM_FEATURES = 10, 15
 _ROUNDS = 60
 _NOW_MS = 1_795_000_000_000
-
-ALL_RULES: tuple[Rule, ...] = (
-    MaxPer(column="creator", limit=1, window=5),
-    MaxPer(column="genres", limit=3, window=5),
-    Freshness(boost=0.1, half_life_days=30.0),
-    Prior(weight=0.1),
-    SeenDemotion(penalty=0.05),
-    Diversity(weight=0.1, column="genres"),
-    Sponsored(slots=[1]),
-    Pinned(),
-    Discovery(share=0.2),
-)
 
 
 def bench_ranking(say: Callable[[str], None]) -> dict[str, Any]:
@@ -128,8 +106,8 @@ def _slate() -> dict[str, Any]:
     actions = ActionSet(
         ids=[f"item-{i:06d}" for i in range(n)], scores=rng.normal(size=n).astype(np.float32), columns=columns
     )
-    timings: dict[str, Any] = {"n_candidates": n, "n_slots": _N_SLOTS, "n_rules": len(ALL_RULES)}
-    for name, rules in (("all_rules", ALL_RULES), ("no_rules", ())):
+    timings: dict[str, Any] = {"n_candidates": n, "n_slots": _N_SLOTS, "n_rules": len(EVERY_RULE)}
+    for name, rules in (("all_rules", EVERY_RULE), ("no_rules", ())):
         took_ms = []
         for _ in range(5 * _ROUNDS):
             uniforms = rng.random(_N_SLOTS)

@@ -31,11 +31,12 @@ def _snapshot(stream_id: str, *, version: int = 1) -> bytes:
 
 
 async def _state(models: ModelStore, model: str = "m") -> tuple[object, ...]:
-    return await models.load_checkpoint(model), await models.load_snapshot(model), await models.last_delta(model)
+    loads = (models.load_checkpoint, models.load_snapshot, models.load_earlier_snapshot, models.last_delta)
+    return tuple([await load(model) for load in loads])
 
 
 async def test_a_new_model_has_nothing(adapters: Adapters) -> None:
-    assert await _state(adapters.models()) == (None, None, None)
+    assert await _state(adapters.models()) == (None, None, None, None)
 
 
 async def test_epochs_rise_by_one_for_each_model(adapters: Adapters) -> None:
@@ -50,7 +51,7 @@ async def test_the_holder_of_the_epoch_replaces_checkpoint_and_snapshot(adapters
     for checkpoint, version in ((b"one", 1), (bytes(range(256)), 2)):
         await models.save_checkpoint("m", epoch, checkpoint)
         await models.publish_snapshot("m", epoch, _snapshot("0-0", version=version))
-    assert await _state(models) == (bytes(range(256)), _snapshot("0-0", version=2), None)
+    assert await _state(models) == (bytes(range(256)), _snapshot("0-0", version=2), None, None)
 
 
 async def test_deltas_are_followed_in_order_on_the_models_stream(adapters: Adapters) -> None:
@@ -91,15 +92,39 @@ async def test_a_writer_without_an_epoch_is_refused(adapters: Adapters) -> None:
         await adapters.models().publish_delta("m", 1, b"x")
 
 
-async def test_a_snapshot_drops_the_deltas_before_its_position(adapters: Adapters) -> None:
+async def test_one_earlier_snapshot_is_kept_with_the_deltas_since(adapters: Adapters) -> None:
     models = adapters.models()
     epoch = await models.take_epoch("m")
     ids = [await models.publish_delta("m", epoch, payload) for payload in (b"a", b"b", b"c", b"d")]
-    await models.publish_snapshot("m", epoch, _snapshot(ids[2]))
-    left = await adapters.change_log().read({models.weights_stream("m"): "0-0"}, count=10, block_ms=0)
-    # The one it ends with stays: a restarted learner reads its version.
-    assert [entry.payload for entry in left] == [b"c", b"d"]
+    stream = models.weights_stream("m")
+
+    async def kept() -> tuple[bytes | None, list[bytes]]:
+        left = await adapters.change_log().read({stream: "0-0"}, count=10, block_ms=0)
+        return await models.load_earlier_snapshot("m"), [entry.payload for entry in left]
+
+    assert await kept() == (None, [b"a", b"b", b"c", b"d"])
+    await models.publish_snapshot("m", epoch, _snapshot(ids[1], version=1))
+    assert await kept() == (None, [b"a", b"b", b"c", b"d"])
+    await models.publish_snapshot("m", epoch, _snapshot(ids[2], version=2))
+    # The one a snapshot ends with stays: a restarted learner reads its version.
+    assert await kept() == (_snapshot(ids[1], version=1), [b"b", b"c", b"d"])
+    await models.publish_snapshot("m", epoch, _snapshot(ids[3], version=3))
+    assert await kept() == (_snapshot(ids[2], version=2), [b"c", b"d"])
+    assert await models.load_snapshot("m") == _snapshot(ids[3], version=3)
     assert await models.last_delta("m") == (ids[3], b"d")
+
+
+async def test_a_snapshot_that_is_written_twice_leaves_the_earlier_one(adapters: Adapters) -> None:
+    models = adapters.models()
+    epoch = await models.take_epoch("m")
+    ids = [await models.publish_delta("m", epoch, payload) for payload in (b"a", b"b", b"c")]
+    await models.publish_snapshot("m", epoch, _snapshot(ids[0], version=1))
+    for version in (2, 2, 3):
+        await models.publish_snapshot("m", epoch, _snapshot(ids[2], version=version))
+        assert await models.load_snapshot("m") == _snapshot(ids[2], version=version)
+        assert await models.load_earlier_snapshot("m") == _snapshot(ids[0], version=1)
+    left = await adapters.change_log().read({models.weights_stream("m"): "0-0"}, count=10, block_ms=0)
+    assert [entry.payload for entry in left] == [b"a", b"b", b"c"]
 
 
 async def test_a_follower_reads_on_from_the_snapshots_position(adapters: Adapters) -> None:
@@ -168,7 +193,7 @@ async def test_models_do_not_share_anything(adapters: Adapters) -> None:
     await models.save_checkpoint("m", epoch, b"m")
     await models.save_checkpoint("other", other, b"other")
     await models.publish_delta("other", other, b"delta")
-    assert await _state(models) == (b"m", None, None)
+    assert await _state(models) == (b"m", None, None, None)
     assert await models.load_checkpoint("other") == b"other"
 
 
@@ -198,6 +223,7 @@ async def test_every_call_to_a_store_that_is_away_raises_store_unavailable(nowhe
         lambda: models.put_artefact("m", "a", b""),
         lambda: models.load_artefact("m", "a"),
         lambda: models.artefact_ids("m"),
+        lambda: models.load_earlier_snapshot("m"),
     ]
     for call in calls:
         with pytest.raises(StoreUnavailable):

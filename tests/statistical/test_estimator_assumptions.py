@@ -140,7 +140,8 @@ def of_slates(world: SlateWorld, name: str) -> float:
     return exact(estimate, probabilities)
 
 
-ANY, CASCADE, OWN = ("slate_ips", "sn_slate_ips"), ("rips", "sn_rips", "cascade_dr", "sn_cascade_dr"), ("iips", "sn_iips")
+ANY, OWN = ("slate_ips", "sn_slate_ips"), ("iips", "sn_iips")
+CASCADE = ("rips", "sn_rips", "cascade_dr", "sn_cascade_dr")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bandit.exploration import Epsilon, SlotView, build_pmf, view_slot
+from bandit.exploration import Epsilon
+from bandit.slot import SlotView, build_pmf, view_slot
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=120)
 
@@ -136,6 +137,29 @@ def test_a_view_holds_the_tied_best_and_the_shortlist_of_what_is_allowed(scored:
         assert view.top.tolist() == ranked[:shortlist]
         assert view.greedy.tolist() == [a for a in ranked if scores[a] == scores[ranked[0]]]
         assert view.n_allowed == len(ranked)
+
+
+@PROPERTY
+@given(
+    n=st.integers(1, 300),
+    n_values=st.sampled_from([1, 3, 50, 10**9]),
+    shortlist=st.sampled_from([0, 1, 5, 50]),
+    reach=st.floats(-3.0, 3.0) | st.sampled_from([-math.inf, math.inf]),
+    seed=st.integers(0, 99),
+)
+def test_a_view_is_the_same_whatever_reach_it_is_told(
+    n: int, n_values: int, shortlist: int, reach: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    scores = np.round(rng.normal(size=n) * n_values) / n_values
+    allowed = rng.random(n) < 0.8
+    allowed[rng.integers(n)] = True
+    ranked = sorted(np.flatnonzero(allowed).tolist(), key=lambda a: (-scores[a], a))
+    view = view_slot(scores, allowed, shortlist=shortlist, reach=reach)
+    assert view.top.tolist() == ranked[:shortlist]
+    assert view.top_scores.tolist() == scores[ranked[:shortlist]].tolist()
+    assert view.greedy.tolist() == [a for a in ranked if scores[a] == scores[ranked[0]]]
+    assert np.count_nonzero(scores[allowed] >= view.reach) >= min(shortlist, len(ranked))
 
 
 @PROPERTY

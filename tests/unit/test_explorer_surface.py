@@ -13,6 +13,7 @@ import pytest
 from bandit.exploration import Epsilon, Exploration, Softmax, SquareCB, VwExplorer
 from bandit.explorer import Explorer
 from bandit.features import Feature, FeatureSchema
+from bandit.policy import WeightTable
 from bandit.rewards import EventReward, RewardPolicy
 from bandit.rules import Discovery, MaxPer, Pinned
 from retrieval.catalogue import Catalogue
@@ -23,7 +24,7 @@ from service.adapters.memory_streams import MemoryStore
 from service.audit import audit_decision
 from service.config import Campaign, Config, ModelConfig, SourceConfig, StoreConfig, SurfaceConfig
 from service.decision_record import inputs_digest, unpack_shortlisted
-from service.explain import explain
+from service.explain import Explainer, explain
 from service.follow import Follower
 from service.items_view import ItemsView
 from service.learn import LearnerLoop, ModelLoop
@@ -296,17 +297,32 @@ async def test_described_actions_are_explored_too() -> None:
 async def test_the_explanation_says_what_the_explorer_said() -> None:
     world = World()
     decision = await world.decide()
-    explained = explain(decision)
+    explained = explain(decision, WeightTable(world.config.model_spec("m")))
     for slot in _drawn(decision):
-        said = explained["slots"][slot]["explorer"]
-        assert said["model"] == "explorer"
-        assert len(said["shortlist_pmf"]) == SHORTLIST
-        assert sum(said["shortlist_pmf"].values()) == pytest.approx(1.0)
-        parts = explained["slots"][slot]["arithmetic"]
-        shown = said["shortlist_pmf"].get(decision.slots[slot].item_id, 0.0)
+        said = explained.slots[slot].explorer
+        assert said.model == "explorer"
+        assert len(said.shortlist_pmf) == SHORTLIST
+        assert sum(said.shortlist_pmf.values()) == pytest.approx(1.0)
+        parts = explained.slots[slot].arithmetic
+        shown = said.shortlist_pmf.get(decision.slots[slot].item_id, 0.0)
         assert parts["shortlist"] == pytest.approx(0.9 * shown, abs=1e-12)
-        assert "from the explorer" in explained["slots"][slot]["in_words"]
-    assert explained["slots"][1]["explorer"] is None
+        assert "from the explorer" in explained.slots[slot].in_words
+        assert "no additive form" in said.in_words
+    assert explained.slots[1].explorer is None
+
+
+async def test_a_model_that_became_an_explorer_explains_everything_but_its_scores() -> None:
+    world = World()
+    decision = await world.decide()
+    models = {**world.config.models, "m": world.config.models["explorer"]}
+    changed = msgspec.structs.replace(world.config, models=models, surfaces={})
+    log = MemoryChangeLog(world.store)
+    explainer = Explainer(config=changed, journal=world.journal, models=world.models, log=log)
+    explained = await explainer.explain(decision.event_id)
+    assert "no additive form" in explained.weights.in_words
+    assert explained.weights.version is None
+    assert all(slot.score_terms == [] and slot.score_sum is None for slot in explained.slots)
+    assert [slot.propensity for slot in explained.slots] == [slot.propensity for slot in decision.slots]
 
 
 async def test_the_explorer_learns_what_is_liked_and_is_served_whole() -> None:

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bandit.learner import Learner
-from bandit.policy import ActionFeatures, ModelSpec, VwReference, WeightTable, row_features, touched_weights
+from bandit.policy import (
+    ActionFeatures,
+    ModelSpec,
+    VwReference,
+    WeightTable,
+    row_features,
+    score_terms,
+    touched_weights,
+)
 from bandit.vw_format import CONSTANT_INDEX, Encoded, encode
 
 PAIRS = [(first, second) for first in ("context", "user") for second in ("item", "dynamic")]
@@ -63,6 +71,52 @@ def test_the_table_scores_as_vw_does(
     assert scores.dtype == reference.dtype == np.float32
     assert scores.shape == reference.shape == (len(actions),)
     assert (np.abs(scores - reference) <= 1e-6 * size).all()
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(world=_worlds())
+def test_the_terms_of_a_score_sum_to_what_the_table_and_vw_give(
+    world: tuple[ModelSpec, dict[str, Encoded], list[dict[str, Encoded]], int],
+) -> None:
+    spec, shared, actions, seed = world
+    table = WeightTable(spec)
+    table.weights[:] = np.random.default_rng(seed).normal(size=len(table.weights)).astype(np.float32)
+    scores = table.score(shared, _stacked(actions))
+    reference = VwReference(spec).score(table.weights, shared, _stacked(actions))
+    for row, action in enumerate(actions):
+        terms = score_terms(spec, shared, action)
+        rewards = terms.rewards(table.weights[terms.positions])
+        assert len(terms.features) == len(set(terms.features)) == len(terms.values) == len(terms.positions)
+        # Rounding is relative to the terms of the sum, which may cancel.
+        tolerance = 1e-6 * max(1.0, float(np.abs(rewards).sum()))
+        assert rewards.sum() == pytest.approx(float(scores[row]), abs=tolerance)
+        assert rewards.sum() == pytest.approx(float(reference[row]), abs=tolerance)
+
+
+def test_a_term_names_the_features_that_its_weight_belongs_to() -> None:
+    spec = ModelSpec(
+        bits=18, learning_rate=0.1, interactions=(("user", "item"), ("context", "item")), schema_version="v"
+    )
+    shared = {"context": encode("context", {"c": 2.0}), "user": encode("user", {"u": 3.0, "v": 0.5})}
+    action = {"item": encode("item", {"i": -1.0, "j": 4.0}), "dynamic": encode("dynamic", {"d": 1.0})}
+    terms = score_terms(spec, shared, action)
+    value_of = {"c": 2.0, "u": 3.0, "v": 0.5, "i": -1.0, "j": 4.0, "d": 1.0}
+    pairs = [{"u", "i"}, {"u", "j"}, {"v", "i"}, {"v", "j"}, {"c", "i"}, {"c", "j"}]
+    names = [{name for _, name in features} for features in terms.features]
+    assert sorted(map(sorted, names)) == sorted(map(sorted, [set(), *({name} for name in value_of), *pairs]))
+    for features, value, position in zip(terms.features, terms.values, terms.positions, strict=True):
+        assert value == np.prod([value_of[name] for _, name in features])
+        # With this one weight alone, an action has a score exactly if the named features are all there.
+        table = WeightTable(spec)
+        table.weights[position] = 1.0
+        assert table.score(shared, _stacked([action])).tolist() == [-value]
+        for namespace, name in features:
+            less = {
+                n: encode(n, {f: value_of[f] for f in e.names if (n, f) != (namespace, name)})
+                for n, e in (*shared.items(), *action.items())
+            }
+            without = table.score({n: less[n] for n in shared}, _stacked([{n: less[n] for n in action}]))
+            assert without.tolist() == [0.0]
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)

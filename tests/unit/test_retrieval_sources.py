@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.sources import SourceResult, blend, popular_rows
+from retrieval.sources import SourceResult, blend
 
 
 def _source(name: str, rows: list[int], quota: int) -> SourceResult:
@@ -68,12 +68,6 @@ def test_no_source_is_denied_its_quota_by_another_ones_spare_rows(given_sources:
         own = int((codes == code).sum())
         elsewhere = set(rows[codes != code].tolist())
         assert own >= min(source.quota, len(set(source.rows.tolist()) - elsewhere))
-
-
-def test_popular_rows_rank_by_count_then_row() -> None:
-    ranked = popular_rows(np.asarray([3, 9, 3, 0, 9], dtype=np.int32))
-    assert ranked.tolist() == [1, 4, 0, 2, 3]
-    assert ranked.dtype == np.int32
 
 
 def test_results_that_do_not_fit_are_refused() -> None:

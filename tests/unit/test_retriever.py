@@ -16,12 +16,16 @@ from retrieval.catalogue import Catalogue
 from retrieval.embeddings import Embeddings, fold_in
 from retrieval.filters import Viewer, eligible_mask
 from retrieval.items import Item
+from retrieval.rankings import ItemArrays, RankingConfig, build_rankings
 from service.config import SourceConfig
 from service.retriever import CandidateQuery, Candidates, Retriever
 
 N_TRAINED, DIMENSION = 40, 6
 NOW_MS = 10_000_000
-EVERY_SOURCE = [SourceConfig(name=name, quota=6) for name in ("als", "similar", "popular", "fresh", "random")]
+EVERY_SOURCE = [
+    SourceConfig(name=name, quota=6)
+    for name in ("als", "similar", "popular", "trending", "fresh", "under_explored", "random")
+]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,8 @@ class Shop:
         self.catalogue = Catalogue(capacity=4)
         self.retriever = Retriever(self.catalogue, load_bundle(bundles) if bundles else None)
         self.embeddings = self.retriever._bundle.embeddings if self.retriever._bundle else None
+        self.impressions: dict[str, float] = {}
+        self.clicks: dict[str, float] = {}
         for n in range(n_trained):
             self.put(f"t{n}", available_at_unix_ms=n)
 
@@ -64,6 +70,21 @@ class Shop:
         row = self.catalogue.delete(item_id)
         assert row is not None
         self.retriever.remove(row)
+
+    def rank(self, *, now_ms: int = NOW_MS) -> None:
+        n = len(self.catalogue.item_ids)
+        impressions, clicks = np.zeros(n), np.zeros(n)
+        for counts, counted in ((impressions, self.impressions), (clicks, self.clicks)):
+            for item_id, count in counted.items():
+                counts[self.catalogue.row(item_id)] = count
+        arrays = ItemArrays(
+            is_listed=self.catalogue.listed[:n],
+            available_at_unix_ms=self.catalogue.available_at_unix_ms[:n],
+            n_interactions=self.retriever.n_interactions(n),
+            impressions=impressions,
+            clicks=clicks,
+        )
+        self.retriever.rankings = build_rankings(arrays, now_ms=now_ms, config=RankingConfig())
 
     def vector(self, item_id: str) -> np.ndarray:
         assert self.embeddings is not None
@@ -79,6 +100,7 @@ class Shop:
     def retrieve(
         self, *names: Any, quota: int = 5, limit: int = 50, seed: int = 0, now_ms: int = NOW_MS, **query: Any
     ) -> Candidates:
+        self.rank(now_ms=now_ms)
         sources = [SourceConfig(name=name, quota=quota) for name in names]
         rng = np.random.default_rng(seed)
         return self.retriever.retrieve(_query(now_ms=now_ms, **query), sources, limit=limit, rng=rng)
@@ -198,13 +220,9 @@ def test_changed_content_moves_a_new_item_and_leaves_a_trained_one(shop: Shop) -
 def test_a_deleted_item_is_gone_from_every_source_and_returns_when_put_again(shop: Shop, item_id: str) -> None:
     def found() -> set[str]:
         # Quotas beyond the catalogue: whatever can be found is.
-        candidates = shop.retrieve(
-            "als", "similar", "popular", "fresh", "random", quota=60, limit=400, liked=["t5"], now_ms=clock()
-        )
+        candidates = shop.retrieve("als", "similar", "popular", "fresh", "random", quota=60, limit=400, liked=["t5"])
         return set(shop.ids(candidates))
 
-    times = iter(range(NOW_MS, NOW_MS * 2, 1_000))
-    clock = lambda: next(times)  # noqa: E731 - rankings are made again at most twice a second
     shop.put("new", attributes={"genres": ["Western"]})
     assert item_id in found()
     shop.delete(item_id)
@@ -227,10 +245,21 @@ def test_a_row_used_again_speaks_for_its_new_item_only(shop: Shop) -> None:
     assert shop.retriever.under_explored(np.array([row], dtype=np.int32)).tolist() == [True]
 
 
-def test_an_item_put_is_popular_or_fresh_within_half_a_second(shop: Shop) -> None:
-    shop.retrieve("fresh", limit=5, now_ms=NOW_MS)
-    shop.put("newest", available_at_unix_ms=NOW_MS - 1)
-    assert shop.ids(shop.retrieve("fresh", limit=5, now_ms=NOW_MS + 500))[0] == "newest"
+def test_trending_holds_what_is_clicked_now_and_nothing_else(shop: Shop) -> None:
+    shop.clicks = {"t7": 2.5, "t30": 4.0, "t2": 0.5}
+    assert shop.ids(shop.retrieve("trending", limit=5)) == ["t30", "t7", "t2"]
+
+
+def test_under_explored_draws_young_and_rarely_shown_items_more_often(shop: Shop) -> None:
+    now_ms = 400 * 86_400_000
+    for name, age_days in (("new", 1), ("also new", 1), ("old", 300)):
+        shop.put(name, available_at_unix_ms=now_ms - age_days * 86_400_000)
+    shop.impressions = {"also new": 1_000.0}
+    drawn = [
+        shop.ids(shop.retrieve("under_explored", quota=1, limit=1, seed=seed, now_ms=now_ms))[0] for seed in range(60)
+    ]
+    assert drawn.count("new") > 50
+    assert "old" not in drawn
 
 
 def test_without_a_bundle_catalogue_sources_still_work() -> None:
@@ -282,6 +311,7 @@ def test_whatever_changed_candidates_are_distinct_eligible_and_of_named_sources(
             shop.delete(item_id)
         elif kind != "delete":
             shop.put(item_id, listed=kind == "put", min_age=len(item_id) * 4, attributes={"genres": [item_id]})
+    shop.rank()
     query = _query(user_id="known", liked=["t1", "n1"], disliked=["t2"], age=age, hidden_rows=[0, 5])
     found = shop.retriever.retrieve(query, EVERY_SOURCE, limit=limit, rng=np.random.default_rng(seed))
     assert len(set(found.rows.tolist())) == len(found.rows) <= limit

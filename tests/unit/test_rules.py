@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bandit.columns import NO_CODE
-from bandit.rules import Discovery, Freshness, MaxPer, Prior
+from bandit.columns import NO_CODE, OTHER_TAG, BoolArray, Columns
+from bandit.rules import Discovery, Diversity, Freshness, MaxPer, Prior
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=200)
 DAY_MS = 86_400_000
@@ -31,27 +31,69 @@ def test_max_per_opens_what_would_stay_within_the_limit(
 ) -> None:
     history = np.random.default_rng(seed).permutation(len(codes))[:n_placed].tolist()
     rule = MaxPer(column="creator", limit=limit, window=window)
-    mask = rule.start({"creator": np.array(codes, dtype=np.int32)}).build_mask(history)
+    mask = _mask_after(rule, {"creator": np.array(codes, dtype=np.int32)}, history)
     for action, code in enumerate(codes):
         placed = [*history, action][-window:]
         fits = code == NO_CODE or sum(codes[a] == code for a in placed) <= limit
         assert fits == (mask is None or bool(mask[action]))
 
 
-def test_max_per_says_none_when_everything_is_open() -> None:
-    columns = {"creator": np.array([0, 1], dtype=np.int32)}
-    assert MaxPer(column="creator").start(columns).build_mask([]) is None
-    assert MaxPer(column="creator", window=1).start(columns).build_mask([0]) is None
+@PROPERTY
+@given(
+    tags=st.lists(st.integers(0, 2**4 - 1), min_size=1, max_size=8),
+    limit=st.integers(1, 3),
+    window=st.integers(1, 5),
+    seed=st.integers(0, 99),
+    n_placed=st.integers(0, 8),
+)
+def test_max_per_counts_an_item_towards_each_of_its_tags(
+    tags: list[int], limit: int, window: int, seed: int, n_placed: int
+) -> None:
+    history = np.random.default_rng(seed).permutation(len(tags))[:n_placed].tolist()
+    rule = MaxPer(column="genres", limit=limit, window=window)
+    # The tag of all values beyond the first 63 counts towards nothing.
+    column = np.array(tags, dtype=np.uint64) | OTHER_TAG
+    mask = _mask_after(rule, {"genres": column}, history)
+    for action, own in enumerate(tags):
+        placed = [*history, action][-window:]
+        fits = all(sum(bool(tags[a] & 1 << bit) for a in placed) <= limit for bit in range(4) if own & 1 << bit)
+        assert fits == (mask is None or bool(mask[action]))
+
+
+def _mask_after(rule: MaxPer, columns: Columns, history: list[int]) -> BoolArray | None:
+    walk = rule.start(columns)
+    for action in history:
+        walk.place(action)
+    return walk.mask
+
+
+@pytest.mark.parametrize("column", [np.array([0, 1], dtype=np.int32), np.array([1, 2], dtype=np.uint64)])
+def test_max_per_says_none_when_everything_is_open(column: np.ndarray) -> None:
+    assert _mask_after(MaxPer(column="it"), {"it": column}, []) is None
+    assert _mask_after(MaxPer(column="it", window=1), {"it": column}, [0]) is None
+    assert _mask_after(MaxPer(column="it", limit=2), {"it": column}, [0]) is None
 
 
 def test_max_per_reopens_a_creator_when_it_leaves_the_window() -> None:
     columns = {"creator": np.array([0, 0, 1, 2], dtype=np.int32)}
-    rule = MaxPer(column="creator", limit=1, window=2).start(columns)
-    closed, reopened = rule.build_mask([0]), rule.build_mask([0, 2])
+    rule = MaxPer(column="creator", limit=1, window=2)
+    closed, reopened = _mask_after(rule, columns, [0]), _mask_after(rule, columns, [0, 2])
     assert closed is not None
     assert reopened is not None
     assert closed.tolist() == [False, False, True, True]
     assert reopened.tolist() == [True, True, False, True]
+
+
+def test_likeness_is_to_the_most_alike_item_and_none_without_tags() -> None:
+    walk = Diversity(weight=0.5, column="genres").start(
+        {"genres": np.array([0b0011, 0b0110, 0b0000, 0b1000], dtype=np.uint64) | OTHER_TAG}
+    )
+    walk.place(2)
+    assert walk.boost.tolist() == [0.0, 0.0, 0.0, 0.0]
+    walk.place(0)
+    assert walk.boost.tolist() == [-0.5, -0.5 / 3, 0.0, 0.0]
+    walk.place(3)
+    assert walk.boost.tolist() == [-0.5, -0.5 / 3, 0.0, -0.5]
 
 
 def test_freshness_halves_with_every_half_life() -> None:

@@ -110,8 +110,10 @@ def test_a_rule_gives_way_only_when_nothing_met_it(world: dict[str, object], uni
             if isinstance(rule, Discovery) and draw.slot in world["positions"]:
                 left &= pool
             elif isinstance(rule, MaxPer):
-                mask = rule.start(walk.actions.columns).build_mask(walk.history)
-                left &= True if mask is None else mask
+                of_rule = rule.start(walk.actions.columns)
+                for action in walk.history:
+                    of_rule.place(action)
+                left &= True if of_rule.mask is None else of_rule.mask
         assert bool(draw.here.gave_way) == (not left.any())
         if not draw.here.gave_way:
             assert draw.here.view.n_allowed == left.sum()
