@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -119,6 +119,16 @@ class ModelLoop(Generic[L]):
     def version(self) -> int:
         """Return the last published version."""
         return self._version
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Return joins by reason since the first start."""
+        return self._joiner.counters
+
+    @property
+    def lag_s(self) -> float:
+        """Return the age of the newest applied entry, 0 before the first."""
+        return max(0.0, (self._clock() - self._newest_ms) / 1000) if self._newest_ms else 0.0
 
     async def is_led(self) -> bool:
         """Return whether a learner of this model is alive; a standby starts when none is."""
@@ -359,8 +369,7 @@ class ModelLoop(Generic[L]):
         for reason, count in self._joiner.counters.items():
             self._metrics.learner_outcomes.labels(reason).set(count)
         self._metrics.model_version.labels(self.model).set(self._version)
-        if self._newest_ms:
-            self._metrics.learner_lag_seconds.set(max(0.0, (now_ms - self._newest_ms) / 1000))
+        self._metrics.learner_lag_seconds.set(self.lag_s)
         if self._learner.n_learned:
             self._metrics.learner_loss.set(self._learner.loss_sum / self._learner.n_learned)
 

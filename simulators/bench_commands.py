@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from service.cli.settings import settings_of
+from simulators.benchmarks.learning import bench_learning
 from simulators.benchmarks.ranking import bench_ranking
 from simulators.benchmarks.report import save_result
 from simulators.benchmarks.service import bench_service
@@ -33,6 +34,15 @@ def service_command(context: typer.Context, as_json: AsJson = False) -> None:
     with Console(stderr=True).status("starting") as status:
         figures = bench_service(settings.load(), settings.config_path, status.update)
     _report("service", figures, as_json=as_json)
+
+
+@bench.command("learning", epilog="Example: hone bench learning --json")
+def learning_command(context: typer.Context, as_json: AsJson = False) -> None:
+    """Join, learn and publish on one core, and how soon a reward is served."""
+    settings = settings_of(context)
+    with Console(stderr=True).status("starting") as status:
+        figures = bench_learning(settings.load(), settings.config_path, status.update)
+    _report("learning", figures, as_json=as_json)
 
 
 @bench.command("ranking", epilog="Example: hone bench ranking --json")
