@@ -35,6 +35,12 @@ _MIN_SILENT_DECISIONS = 100
 # Weights that grow beyond so many times their usual norm are running away.
 _WEIGHT_GROWTH = 3.0
 
+_BRANCHES: dict[str, Callable[[Interval], Moments]] = {
+    "greedy": lambda interval: interval.greedy,
+    "explore": lambda interval: interval.explore,
+    "control": lambda interval: interval.control,
+}
+
 
 class HealthConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the health watch looks at and how long it looks.
@@ -62,7 +68,7 @@ class HealthConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     min_slots: int = 200
     window: int = 30
     reference: int = 1_440
-    entropy_floor: float = 0.3
+    entropy_floor: float = 0.5
     entropy_drop: float = 0.2
     psi: float = 0.25
     silence_s: float = 600.0
@@ -156,28 +162,26 @@ def judge(
 
 
 def _judge_rewards(judgement: Judgement, reference: Sequence[Interval], recent: Sequence[Interval]) -> None:
-    _show(judgement, "reward_greedy", _sum(i.greedy for i in recent))
-    _show(judgement, "reward_explore", _sum(i.explore for i in recent))
-    greedy = build_chart([i.greedy for i in reference], [i.greedy for i in recent])
-    explore = build_chart([i.explore for i in reference], [i.explore for i in recent])
-    _show_chart(judgement, "reward_greedy", greedy)
-    _show_chart(judgement, "reward_explore", explore)
+    for name, branch in _BRANCHES.items():
+        _show(judgement, f"reward_{name}", _sum(branch(i) for i in recent))
+    charts = {name: build_chart(list(map(b, reference)), list(map(b, recent))) for name, b in _BRANCHES.items()}
+    for name, chart in charts.items():
+        _show_chart(judgement, f"reward_{name}", chart)
+    greedy, control = charts["greedy"], charts["control"]
     if greedy is None or greedy.value >= greedy.lower:
         return
-    fell = f"the reward of greedy slots fell from {greedy.center:.4g} to {greedy.value:.4g}"
-    cause = blame(greedy, explore)
-    if cause == "unclear":
-        reason = f"{fell}; too few slots were explored to say whether the model or the traffic is the cause"
-        judgement.add("reward_fall", level="alarm", value=greedy.value, limit=greedy.lower, reason=reason)
-        return
-    assert explore is not None
-    control = f"that of explored slots, the control, went from {explore.center:.4g} to {explore.value:.4g}"
-    if cause == "model":
-        reason = f"the model is at fault: {fell}, {control}"
-        judgement.add("reward_model_fault", level="alarm", value=greedy.value, limit=greedy.lower, reason=reason)
-    else:
-        reason = f"the traffic changed: {fell}, {control}"
-        judgement.add("reward_traffic_change", level="alarm", value=greedy.value, limit=greedy.lower, reason=reason)
+    name, reason = (
+        "reward_fall",
+        "too few slots are drawn uniformly to say whether the model or the traffic is the cause",
+    )
+    cause = blame(greedy, control)
+    if control is not None and cause != "unclear":
+        went = f"that of uniform draws, the control, went from {control.center:.4g} to {control.value:.4g}"
+        fault = "the model is at fault" if cause == "model" else "the traffic changed"
+        name = "reward_model_fault" if cause == "model" else "reward_traffic_change"
+        reason = f"{fault}: {went}"
+    reason += f"; that of greedy slots fell from {greedy.center:.4g} to {greedy.value:.4g}"
+    judgement.add(name, level="alarm", value=greedy.value, limit=greedy.lower, reason=reason)
 
 
 def _judge_sessions(judgement: Judgement, reference: Sequence[Interval], recent: Sequence[Interval]) -> None:

@@ -35,6 +35,7 @@ class Interval(msgspec.Struct, kw_only=True):
         last_reward_ms: The newest of them, 0 for none.
         greedy: Rewards of slots that show what the model likes best.
         explore: Rewards of slots that the policy explored.
+        control: Rewards of those explored slots that were drawn uniformly from all that was allowed.
         sessions: Slates of the sessions that ended.
         feedback: Events of explicit feedback, by type.
         genres: Greedy slots by genre; one of several genres is shared between them.
@@ -52,6 +53,7 @@ class Interval(msgspec.Struct, kw_only=True):
     last_reward_ms: int = 0
     greedy: Moments = msgspec.field(default_factory=Moments)
     explore: Moments = msgspec.field(default_factory=Moments)
+    control: Moments = msgspec.field(default_factory=Moments)
     sessions: Moments = msgspec.field(default_factory=Moments)
     feedback: dict[str, int] = {}
     genres: dict[str, float] = {}
@@ -69,6 +71,7 @@ class Interval(msgspec.Struct, kw_only=True):
         self.last_reward_ms = max(self.last_reward_ms, later.last_reward_ms)
         self.greedy.merge(later.greedy)
         self.explore.merge(later.explore)
+        self.control.merge(later.control)
         self.sessions.merge(later.sessions)
         add_counts(self.feedback, later.feedback)
         add_counts(self.genres, later.genres)
@@ -90,12 +93,14 @@ class ShownSlot:
     Attributes:
         item_id: What was shown.
         is_explored: Whether the policy explored; else the slot is greedy.
+        is_uniform: Whether it explored by a uniform draw, which no model has a say in.
         is_placed: Whether something else than the policy filled it (a campaign, the discovery pool): it counts nowhere.
         genres: Of the item.
     """
 
     item_id: str
     is_explored: bool
+    is_uniform: bool
     is_placed: bool
     genres: Sequence[str]
 
@@ -135,7 +140,7 @@ class IntervalCollector:
         min_slots: an interval lasts until it has so many outcomes.
         session_gap_ms: a session ends after so long without a slate.
         negative_ms: longest negative window.
-        from_ms: decisions before it were counted by an earlier collector.
+        from_ms: what was before it was counted by an earlier collector, and is not told again.
         unfinished: the interval that the earlier one had not closed for lack of outcomes.
     """
 
@@ -176,8 +181,6 @@ class IntervalCollector:
         closed = self.advance(position)
         now_ms = position[0]
         cell = self._cell(now_ms)
-        if cell is None:
-            return closed
         cell.n_decisions += 1
         if self._is_new_visit(shown.user_key, now_ms):
             for feature, value in shown.values.items():
@@ -207,10 +210,10 @@ class IntervalCollector:
         """Count an event; return the intervals that its time closed."""
         closed = self.advance(position)
         cell = self._cell(position[0])
-        if cell is not None and is_reward:
+        if is_reward:
             cell.n_rewards += 1
             cell.last_reward_ms = position[0]
-        if cell is not None and is_feedback:
+        if is_feedback:
             cell.feedback[event.event_type] = cell.feedback.get(event.event_type, 0) + 1
         self._count(self._joiner.add_event(position, event))
         return closed
@@ -239,21 +242,22 @@ class IntervalCollector:
                 self.unfinished = None
         return closed
 
-    def _cell(self, ms: int) -> Interval | None:
-        """Return the interval of a time, None when it was closed."""
+    def _cell(self, ms: int) -> Interval:
+        """Return the interval of a time that is not closed yet."""
         start = ms - ms % self._interval_ms
-        if start < self._from_ms:
-            return None
         if start not in self._cells:
             self._cells[start] = Interval(from_ms=start, until_ms=start + self._interval_ms)
         return self._cells[start]
 
     def _count(self, outcomes: Sequence[Joined[Shown]]) -> None:
         for joined in outcomes:
-            cell = self._cell(joined.at_ms - joined.delay_ms) if joined.kind != "late" else None
-            if cell is not None:
-                branch = cell.explore if joined.payload.slots[joined.slot].is_explored else cell.greedy
-                branch.add(joined.reward)
+            if joined.kind == "late":
+                continue
+            cell = self._cell(joined.at_ms - joined.delay_ms)
+            slot = joined.payload.slots[joined.slot]
+            (cell.explore if slot.is_explored else cell.greedy).add(joined.reward)
+            if slot.is_uniform:
+                cell.control.add(joined.reward)
 
     def _is_new_visit(self, user_key: str, now_ms: int) -> bool:
         """Count a slate into its user's session and return whether it is the first; an anonymous one always is."""
@@ -275,9 +279,8 @@ class IntervalCollector:
             if visit.last_ms + self._gap_ms > now_ms:
                 return
             del self._visits[user_key]
-            cell = self._cell(now_ms)
-            if cell is not None and not visit.is_cut:
-                cell.sessions.add(float(visit.n_slates))
+            if not visit.is_cut:
+                self._cell(now_ms).sessions.add(float(visit.n_slates))
 
 
 def add_counts(counts: dict[str, float] | dict[str, int], more: Mapping[str, float]) -> None:

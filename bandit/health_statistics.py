@@ -61,13 +61,15 @@ class Chart:
         value: The average now.
         center: The mean of the reference.
         sd: Standard error of value - center.
-        n_sds: Standard errors that make an alarm.
+        n_sds: Standard errors below the center that make an alarm.
+        n_sds_rise: The same above it; more, since counts of rare events have a long upper tail.
     """
 
     value: float
     center: float
     sd: float
     n_sds: float
+    n_sds_rise: float
 
     @property
     def lower(self) -> float:
@@ -77,7 +79,7 @@ class Chart:
     @property
     def upper(self) -> float:
         """Return the limit above which the value has risen."""
-        return self.center + max(self.n_sds * self.sd, SMALLEST_CHANGE * abs(self.center))
+        return self.center + max(self.n_sds_rise * self.sd, SMALLEST_CHANGE * abs(self.center))
 
 
 def build_chart(reference: Sequence[Moments], recent: Sequence[Moments]) -> Chart | None:
@@ -89,8 +91,9 @@ def build_chart(reference: Sequence[Moments], recent: Sequence[Moments]) -> Char
     mu and s^2 are mean and variance of the N observations of the m reference intervals. phi >= 1 is the variance of
     their standardised interval means: where means vary more than chance allows (hours of the day, users who come
     again), limits widen, as in Laney's p' chart. The limit is Student's quantile of m - 1 degrees of freedom, since the
-    spread is estimated. Each look at a chart in control is out with probability FALSE_ALARM, so that within n looks it
-    is with at most n times that (union bound).
+    spread is estimated; above the center it is widened by as much as a gamma law of the same mean and variance has a
+    longer tail than the normal one. Each look at a chart in control is out with probability FALSE_ALARM, so that within
+    n looks it is with at most n times that (union bound).
 
     Source: Roberts (1959); Lucas and Saccucci (1990); Laney (2002), Quality Engineering 14.
     """
@@ -107,12 +110,24 @@ def build_chart(reference: Sequence[Moments], recent: Sequence[Moments]) -> Char
     spread = max(1.0, float(np.square(standardised).sum()) / (len(sizes) - 1))
     weights = EWMA_WEIGHT * (1.0 - EWMA_WEIGHT) ** np.arange(len(recent_sizes) - 1, -1, -1)
     error = (np.square(weights) / recent_sizes).sum() + weights.sum() ** 2 / n
+    sd = math.sqrt(spread * variance * float(error))
+    n_sds = -float(special.stdtrit(len(sizes) - 1, FALSE_ALARM))
     return Chart(
         value=center + float(weights @ (recent_means - center)),
         center=center,
-        sd=math.sqrt(spread * variance * float(error)),
-        n_sds=-float(special.stdtrit(len(sizes) - 1, FALSE_ALARM)),
+        sd=sd,
+        n_sds=n_sds,
+        n_sds_rise=n_sds * _upper_tail(center / sd),
     )
+
+
+def _upper_tail(mean_in_sds: float) -> float:
+    """Return how much further out a gamma law's upper quantile is than the normal one's, in standard deviations."""
+    if mean_in_sds <= 0.0:
+        return 1.0
+    shape = mean_in_sds * mean_in_sds
+    quantile = (float(special.gammainccinv(shape, FALSE_ALARM)) - shape) / mean_in_sds
+    return max(1.0, quantile / -float(special.ndtri(FALSE_ALARM)))
 
 
 def _columns(moments: Sequence[Moments]) -> tuple[Float64Array, Float64Array, Float64Array]:
@@ -121,19 +136,20 @@ def _columns(moments: Sequence[Moments]) -> tuple[Float64Array, Float64Array, Fl
     return kept[:, 0], kept[:, 1], kept[:, 2]
 
 
-def blame(greedy: Chart, explore: Chart | None) -> str:
-    """Say why the greedy reward fell: `model`, `traffic`, or `unclear` when explored slots are too few to tell.
+def blame(greedy: Chart, control: Chart | None) -> str:
+    """Say why the greedy reward fell: `model`, `traffic`, or `unclear` when the control has too few slots to tell.
 
-    Explored slots see the same users and the same catalogue, and depend on the model little. Had the traffic changed,
-    their reward would have fallen in the same proportion; the difference to that, against its standard error, decides.
+    The control are slots drawn uniformly from all that was allowed: they see the same users and the same catalogue, and
+    no model has a say in them. Had the traffic changed, their reward would have fallen in the same proportion; the
+    difference to that, against its standard error, decides.
     """
-    if explore is None:
+    if control is None:
         return "unclear"
-    share = explore.center / greedy.center if explore.center > 0.0 and greedy.center > 0.0 else 1.0
-    held_up = (explore.value - explore.center) - share * (greedy.value - greedy.center)
-    if held_up > _COMPARED_AT * math.hypot(explore.sd, share * greedy.sd):
+    share = control.center / greedy.center if control.center > 0.0 and greedy.center > 0.0 else 1.0
+    held_up = (control.value - control.center) - share * (greedy.value - greedy.center)
+    if held_up > _COMPARED_AT * math.hypot(control.sd, share * greedy.sd):
         return "model"
-    return "traffic" if explore.center - explore.value > _COMPARED_AT * explore.sd else "unclear"
+    return "traffic" if control.center - control.value > _COMPARED_AT * control.sd else "unclear"
 
 
 def normalised_entropy(counts: Iterable[float], *, n_values: int) -> float:
@@ -163,16 +179,16 @@ def gini(counts: Iterable[float]) -> float:
 
 
 def variety(counts: Iterable[float], *, sample: int) -> float | None:
-    """Return how many different items `sample` impressions are expected to hold, None when there are fewer.
+    """Return how many different items `sample` draws from the impressions would hold, None when there are fewer.
 
-    Rarefaction makes quiet and busy intervals comparable: sum_i 1 - (1 - sample / N)^n_i. Source: Hurlbert (1971), with
-    draws independent.
+    Rarefaction makes quiet and busy intervals comparable: sum_i 1 - (1 - n_i / N)^sample. Source: Hurlbert (1971), with
+    draws that are put back.
     """
     n = np.array(list(counts), dtype=np.float64)
     total = n.sum()
     if total < sample:
         return None
-    return float((1.0 - (1.0 - sample / total) ** n).sum())
+    return float((1.0 - (1.0 - n / total) ** sample).sum())
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from bandit.health import Judgement, judge
 from bandit.health_intervals import Interval, IntervalCollector, Shown, ShownSlot
 from bandit.joining import JoinEvent, Position
 from service.config import Config
-from service.errors import StoreUnavailable
 from service.feature_records import item_record
 from service.items_view import ITEMS_STREAM
 from service.journal_reader import START, JournalReader, entry_order, just_before
@@ -134,9 +133,7 @@ class HealthWatch:
         await self._read_items()
         for position, payload in await self._reader.read(count=_BATCH, block_ms=_BLOCK_MS):
             self._newest_ms = position[0]
-            closed = self._apply(position, payload)
-            if closed:
-                self._keep(closed)
+            self._keep(self._apply(position, payload))
         now_ms = self._clock()
         if now_ms - self._looked_at_ms >= _LOOK_MS:
             self._looked_at_ms = now_ms
@@ -214,6 +211,9 @@ class HealthWatch:
         )
 
     def _keep(self, closed: list[Interval]) -> None:
+        """Add closed intervals, forget what is too old, and write down what was counted."""
+        if not closed:
+            return
         health = self._config.health
         for interval in closed:
             interval.weight_norms = dict(self._norms)
@@ -221,7 +221,11 @@ class HealthWatch:
         for interval in self._intervals[: -health.window][-len(closed) :]:
             interval.items = {}
         del self._intervals[: -(health.window + health.reference)]
-        self.save()
+        try:
+            self.save()
+        except OSError as error:
+            # A watch that starts again would count the journal from an older state; this one goes on.
+            _log.error("health.unsaved", path=str(self._state_path), error=str(error))
 
     def _apply(self, position: Position, payload: bytes) -> list[Interval]:
         try:
@@ -261,6 +265,7 @@ class HealthWatch:
             ShownSlot(
                 item_id=slot.item_id,
                 is_explored=slot.branch != "greedy" if by_branch else slot.reason == "explore",
+                is_uniform=slot.branch == "uniform",
                 is_placed=slot.reason in _PLACED,
                 genres=_values_of(self._genre, slot.features.get("item", {})) if self._genre else (),
             )
@@ -333,21 +338,6 @@ class HealthWatch:
             if lag_s > limit:
                 reason = f"the {kind} has been behind the journal for {lag_s:.0f} s: it is down, stuck or too slow"
                 judgement.add(name, level="alarm", value=lag_s, limit=limit, reason=reason)
-
-
-async def fetch_verdict(board: HealthBoard, *, now_ms: int) -> HealthVerdict:
-    """Return the published verdict; without one, a verdict that says so: nobody watches."""
-    reason = f"no verdict was published for {VERDICT_TTL_MS // 1000} s: the health watch is down or cannot write"
-    try:
-        stored = await board.fetch()
-        if stored is not None:
-            return msgspec.msgpack.decode(stored, type=HealthVerdict)
-    except StoreUnavailable as error:
-        reason = f"the store does not answer: {error}"
-    alarm = HealthAlarm(
-        name="no_watch", level="alarm", since_unix_ms=now_ms, value=0.0, limit=VERDICT_TTL_MS / 1000, reason=reason
-    )
-    return HealthVerdict(at_unix_ms=now_ms, journal_ms=0, alarms=[alarm], values={}, model_versions={})
 
 
 def _feature(config: Config, name: str, namespaces: set[str]) -> Feature | None:

@@ -38,14 +38,7 @@ def probe_path(data_path: Path) -> Path:
 
 def sample_decisions(decisions: Iterable[Decision], *, n: int = N_CONTEXTS) -> list[Decision]:
     """Return the `n` decisions whose ids hash lowest: the same for the same log, in whatever order it is read."""
-    kept: list[tuple[int, str, Decision]] = []
-    for decision in decisions:
-        entry = (-_rank(decision.event_id), decision.event_id, decision)
-        if len(kept) < n:
-            heapq.heappush(kept, entry)
-        elif entry[0] > kept[0][0]:
-            heapq.heappushpop(kept, entry)
-    return [decision for _, _, decision in sorted(kept, key=lambda entry: -entry[0])]
+    return heapq.nsmallest(n, decisions, key=lambda decision: _rank(decision.event_id))
 
 
 async def fetch_items(log: ChangeLog, decisions: Iterable[Decision]) -> dict[str, Item]:

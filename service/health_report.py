@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
-from service.health import fetch_verdict
-from service.messages import HealthAlarm
+import msgspec
+
+from service.errors import StoreUnavailable
+from service.health import VERDICT_TTL_MS
+from service.messages import HealthAlarm, HealthVerdict
 from service.metrics import Metrics
 from service.ports import HealthBoard
 from service.wire import HealthReport
@@ -78,6 +81,21 @@ class HealthDesk:
         self._metrics.health_alarm.clear()
         for alarm in report.alarms:
             self._metrics.health_alarm.labels(alarm.name).set(_LEVELS[alarm.level])
+
+
+async def fetch_verdict(board: HealthBoard, *, now_ms: int) -> HealthVerdict:
+    """Return the published verdict; without one, a verdict that says so: nobody watches."""
+    reason = f"no verdict was published for {VERDICT_TTL_MS // 1000} s: the health watch is down or cannot write"
+    try:
+        stored = await board.fetch()
+        if stored is not None:
+            return msgspec.msgpack.decode(stored, type=HealthVerdict)
+    except StoreUnavailable as error:
+        reason = f"the store does not answer: {error}"
+    alarm = HealthAlarm(
+        name="no_watch", level="alarm", since_unix_ms=now_ms, value=0.0, limit=VERDICT_TTL_MS / 1000, reason=reason
+    )
+    return HealthVerdict(at_unix_ms=now_ms, journal_ms=0, alarms=[alarm], values={}, model_versions={})
 
 
 def status_of(alarms: Sequence[HealthAlarm]) -> Literal["ok", "warning", "alarm"]:

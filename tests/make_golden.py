@@ -13,6 +13,8 @@ import msgspec
 import numpy as np
 
 from bandit.exploration import Epsilon
+from bandit.health_intervals import Interval
+from bandit.health_statistics import Moments
 from bandit.rules import Discovery, Freshness, MaxPer, Prior
 from retrieval.items import Item
 from service.messages import (
@@ -23,6 +25,10 @@ from service.messages import (
     Decision,
     DecisionSummary,
     Event,
+    HashedFeatures,
+    HealthAlarm,
+    HealthState,
+    HealthVerdict,
     Heartbeat,
     Interaction,
     ItemDelete,
@@ -30,6 +36,8 @@ from service.messages import (
     ItemUpsert,
     ModelSnapshot,
     Outcome,
+    ProbedContext,
+    ProbeFile,
     SlotRecord,
     Stored,
     UserProfile,
@@ -221,6 +229,58 @@ VALUES: dict[str, Stored] = {
         counters={},
         waiting={"0": ["1795382944961-0"]},
         item_stats=b"\x81",
+    ),
+    "health_verdict": HealthVerdict(
+        at_unix_ms=_AT,
+        journal_ms=_AT - 20,
+        alarms=[
+            HealthAlarm(
+                name="genre_collapse",
+                level="alarm",
+                since_unix_ms=_AT - 60_000,
+                value=0.25,
+                limit=0.5,
+                reason="greedy slots collapse on few genres",
+            )
+        ],
+        values={"genre_entropy": 0.25},
+        model_versions={"films": 7},
+    ),
+    "health_state": HealthState(
+        resume_ms=_AT,
+        intervals=[
+            Interval(
+                from_ms=_AT - 60_000,
+                until_ms=_AT,
+                n_decisions=2,
+                n_rewards=1,
+                last_reward_ms=_AT - 500,
+                greedy=Moments(2.0, 1.0, 1.0),
+                explore=Moments(2.0, -0.5, 0.25),
+                control=Moments(1.0, 0.0, 0.0),
+                sessions=Moments(1.0, 4.0, 16.0),
+                feedback={"skip": 1},
+                genres={"Drama": 1.5, "Crime": 0.5},
+                items={"m1": 2},
+                n_item_slots=2,
+                variety=Moments(1.0, 40.0, 1_600.0),
+                bins={"device": {"tv": 2}},
+                weight_norms={"films": 1.5},
+            )
+        ],
+        unfinished=None,
+        since_unix_ms={"genre_collapse": _AT - 60_000},
+    ),
+    "probe_file": ProbeFile(
+        schema_version="0123456789ab",
+        contexts=[
+            ProbedContext(
+                event_id="01KAT5N2M2",
+                shared={"context": HashedFeatures(indices=_positions(5), values=_floats(1.0))},
+                actions={"item": HashedFeatures(indices=_positions(7, 8), values=_floats(1.0, 0.5))},
+                genres=[["Drama"], ["Crime", "Drama"]],
+            )
+        ],
     ),
     "outcome": Outcome(
         event_id="01KAT5N2M2", slot=0, item_id="m1", reward=0.3125, kind="reward", at_unix_ms=_AT, delay_ms=2_020

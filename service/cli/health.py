@@ -15,9 +15,8 @@ from service.adapters.redis_store import RedisChangeLog, RedisHealthBoard, conne
 from service.bootstrap import wall_clock_ms
 from service.cli.settings import settings_of
 from service.config import Config
-from service.health import fetch_verdict
 from service.health_probe import build_probe, fetch_items, probe_path, sample_decisions
-from service.health_report import status_of
+from service.health_report import fetch_verdict, status_of
 from service.inspect_log import read_archive
 from service.messages import Decision, HealthVerdict, ProbeFile, encode
 from service.wire import HealthReport

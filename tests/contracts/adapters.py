@@ -7,11 +7,23 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-from service.adapters.memory_store import MemoryChangeLog, MemoryJournal, MemoryModelStore, MemoryUserStates
+from service.adapters.memory_store import (
+    MemoryChangeLog,
+    MemoryHealthBoard,
+    MemoryJournal,
+    MemoryModelStore,
+    MemoryUserStates,
+)
 from service.adapters.memory_streams import MemoryStore
-from service.adapters.redis_store import RedisChangeLog, RedisJournal, RedisModelStore, RedisUserStates
+from service.adapters.redis_store import (
+    RedisChangeLog,
+    RedisHealthBoard,
+    RedisJournal,
+    RedisModelStore,
+    RedisUserStates,
+)
 from service.config import StoreConfig
-from service.ports import ChangeLog, Journal, ModelStore, UserStates
+from service.ports import ChangeLog, HealthBoard, Journal, ModelStore, UserStates
 
 
 @dataclass
@@ -33,6 +45,9 @@ class MemoryAdapters:
     def models(self) -> ModelStore:
         return MemoryModelStore(self._store)
 
+    def health_board(self) -> HealthBoard:
+        return MemoryHealthBoard(self._store)
+
     async def pass_ms(self, duration_ms: int) -> None:
         self.now_ms += duration_ms
 
@@ -52,6 +67,9 @@ class RedisAdapters:
 
     def models(self) -> ModelStore:
         return RedisModelStore(self.client)
+
+    def health_board(self) -> HealthBoard:
+        return RedisHealthBoard(self.client)
 
     async def pass_ms(self, duration_ms: int) -> None:
         await asyncio.sleep(duration_ms / 1000)
