@@ -136,11 +136,13 @@ class ArchiveConfig(Section, frozen=True, kw_only=True):
         flush_s: Longest time that an entry waits to be archived, in seconds.
         flush_entries: Entries that are archived at once, at the most.
         journal_keep_s: Entries stay in the journal for this long, in seconds, even when learned and archived.
+        keep_days: Archived decisions, events and outcomes go after so many days, an hour at a time; 0 keeps them.
     """
 
     flush_s: Seconds = 10.0
     flush_entries: Count = 5_000
     journal_keep_s: Seconds = 900.0
+    keep_days: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class SourceConfig(Section, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ import structlog
 
 from service.config import Config
 from service.errors import InvalidRequest, StoreUnavailable
-from service.messages import Event, Interaction, encode
+from service.messages import Erasure, Event, Interaction, encode
 from service.metrics import Metrics
 from service.numerics import keyed_digest
 from service.ports import Journal, UserStates
@@ -105,6 +105,18 @@ class Feedback:
             value=body.reward,
         )
         return await self.accept([event])
+
+    async def erase(self, user_id: str) -> None:
+        """Journal that a user is to be forgotten; durable on return.
+
+        Every partition gets the entry: it is then the last that its readers know of the user.
+
+        Raises:
+            StoreUnavailable: some partitions may have it; doing it again is safe.
+        """
+        erasure = Erasure(user_key=keyed_digest(user_id, salt=self._salt), at_unix_ms=self._clock())
+        for partition in range(self._journal.n_partitions):
+            await self._journal.append(partition, [encode(erasure)])
 
     async def _slate_size(self, event_id: str) -> int | None:
         (claim,) = await self._journal.claims([event_id])

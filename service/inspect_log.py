@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from service.adapters.archive_files import read_rows, reading
 from service.adapters.redis_store import RedisChangeLog, RedisJournal, RedisUserStates, connect
 from service.audit import audit_decision
 from service.audit_statistics import AuditStatistics
@@ -51,9 +50,11 @@ class AuditFindings(Findings):
 
     Attributes:
         statistics: Tests of what recomputation cannot see.
+        erased: Decisions that are missing because they were erased with their users.
     """
 
     statistics: AuditStatistics = field(default_factory=lambda: AuditStatistics(seed=0))
+    erased: int = 0
 
     @property
     def is_clean(self) -> bool:
@@ -73,6 +74,7 @@ class AuditFindings(Findings):
         return {
             "checked": self.checked,
             "mismatches": self.mismatches,
+            "erased": self.erased,
             "examples": self.examples,
             "statistics": self.statistics.summary(),
             "clean": self.is_clean,
@@ -80,14 +82,12 @@ class AuditFindings(Findings):
 
 
 def read_archive(folder: Path) -> Iterator[Decision]:
-    """Yield the archived decisions, file by file and row group by row group."""
-    for path in sorted((folder / "decisions").rglob("*.parquet")):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256, columns=["record"]):
-                for record in batch.column("record"):
-                    decision = journal_decoder.decode(record.as_buffer())
-                    assert isinstance(decision, Decision)
-                    yield decision
+    """Yield the archived decisions in the order of the journal, a few at a time."""
+    with reading(folder):
+        for _, row in read_rows(folder, "decisions", ["record"]):
+            decision = journal_decoder.decode(row["record"])
+            assert isinstance(decision, Decision)
+            yield decision
 
 
 async def read_journal(config: Config, url: str) -> AsyncIterator[JournalEntry]:

@@ -23,6 +23,7 @@ from service.learned import Learnable, LearnedDecision
 from service.messages import (
     Checkpoint,
     ConfigChange,
+    Erasure,
     Event,
     Heartbeat,
     ModelSnapshot,
@@ -69,7 +70,7 @@ class ModelLoop(Generic[L]):
     """
 
     _decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
-        LearnedDecision | Event | Heartbeat | ConfigChange | Promotion
+        LearnedDecision | Event | Heartbeat | ConfigChange | Erasure | Promotion
     )
 
     def __init__(

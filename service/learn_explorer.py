@@ -20,6 +20,7 @@ from service.learned import Learnable, LearnedDecision, LearnedSlot
 from service.messages import (
     Checkpoint,
     ConfigChange,
+    Erasure,
     Event,
     Heartbeat,
     ModelSnapshot,
@@ -78,7 +79,9 @@ class ExplorerLoop(ModelLoop[Explorer]):
         check: loads a model in another process; False when that failed.
     """
 
-    _decoder = msgspec.msgpack.Decoder(ExploredDecision | Event | Heartbeat | ConfigChange | Promotion)
+    _decoder = msgspec.msgpack.Decoder(
+        ExploredDecision | Event | Heartbeat | ConfigChange | Erasure | Promotion
+    )
 
     def __init__(
         self,

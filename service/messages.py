@@ -268,7 +268,19 @@ class Promotion(Stored, frozen=True, kw_only=True, tag_field="type", tag="promot
     reason: str
 
 
-JournalEntry = Decision | Event | Heartbeat | ConfigChange | Promotion
+class Erasure(Stored, frozen=True, kw_only=True, tag_field="type", tag="erasure"):
+    """A user asked to be forgotten: what was decided for them or reported of them up to now leaves the archive.
+
+    Attributes:
+        user_key: Keyed BLAKE2b of the user id, hexadecimal.
+        at_unix_ms: Worker's clock when the request was accepted.
+    """
+
+    user_key: str
+    at_unix_ms: int
+
+
+JournalEntry = Decision | Event | Heartbeat | ConfigChange | Erasure | Promotion
 
 # --- streams that every worker follows -----------------------------------------------------------------------------
 
@@ -494,6 +506,14 @@ class Outcome(Stored, frozen=True, kw_only=True):
         kind: reward (learned from an event), default (window closed without one) or late (counted, not learned).
         at_unix_ms: Journal time of the event or of the closing.
         delay_ms: Journal time since the decision.
+        surface: Surface name.
+        model: Name of the model that learns it.
+        decision_journal_id: Where the decision is in its partition.
+        decided_at_unix_ms: Worker's clock when the decision was made.
+        user_key: Of the decision; empty for anonymous.
+        propensity: Of the item in its slot, as logged.
+        branch: Part of the mixture that drew it.
+        is_explored: Whether that part was not the greedy one.
     """
 
     event_id: str
@@ -503,6 +523,14 @@ class Outcome(Stored, frozen=True, kw_only=True):
     kind: str
     at_unix_ms: int
     delay_ms: int
+    surface: str = ""
+    model: str = ""
+    decision_journal_id: str = ""
+    decided_at_unix_ms: int = 0
+    user_key: str = ""
+    propensity: float = 0.0
+    branch: str = ""
+    is_explored: bool = False
 
 
 # --- health ---------------------------------------------------------------------------------------------------------

@@ -243,7 +243,7 @@ class ModelCommands:
         return whole_decisions(self._outcomes(model, span))
 
     def _outcomes(self, model: str, span: Span) -> Iterator[Outcome]:
-        return read_outcomes(self.config, self._folder, span, wanted=lambda decision: decision.model == model)
+        return read_outcomes(self.config, self._folder, model, span)
 
     async def _canary_of(self, artefact: str, *, confidence: float, unit_s: float) -> Bounds | None:
         """Return the live difference of the canary of an artefact that runs now, None when none does."""

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from bandit.item_counts import MAX_HALF_LIVES, NEGLIGIBLE
 from bandit.joining import Position
-from service.adapters.parquet_archive import EMPTY
+from service.adapters.archive_files import EMPTY, files_of, reading
 from service.config import Config
 from service.messages import Event, Impression, ItemStats
 
@@ -156,7 +156,8 @@ class OfflineStore:
         ]
         if worths:
             self._database.executemany("INSERT INTO worths VALUES (?, ?, ?, ?, ?, ?)", worths)
-        self._load(folder)
+        with reading(folder):
+            self._load(folder)
         self._landmark_ms: float | None = None
 
     def close(self) -> None:
@@ -260,9 +261,11 @@ class OfflineStore:
 
     def _source(self, folder: Path, kind: str, names: str) -> str:
         """Return what to select from: the files of a kind, or nothing of the same shape."""
-        if any((folder / kind).rglob("*.parquet")):
-            glob = str(folder / kind / "**" / "*.parquet").replace("'", "''")
-            return f"(SELECT {names}, filename FROM read_parquet('{glob}', filename=true, hive_partitioning=false))"  # noqa: S608 - a path, and constants
+        paths = [str(file.path).replace("'", "''") for file in files_of(folder, kind)]
+        if paths:
+            listed = ", ".join(f"'{path}'" for path in paths)
+            options = "filename=true, hive_partitioning=false, union_by_name=true"
+            return f"(SELECT {names}, filename FROM read_parquet([{listed}], {options}))"  # noqa: S608 - paths, and constants
         self._database.register(f"no_{kind}", EMPTY[kind])
         return f"(SELECT {names}, '' AS filename FROM no_{kind})"  # noqa: S608 - a path, and constants
 

@@ -6,10 +6,10 @@ Every method may raise `StoreUnavailable`; a write may then have happened or not
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from service.messages import DecisionSummary, Impression, Interaction, JournalEntry, UserProfile
+from service.messages import DecisionSummary, Impression, Interaction, JournalEntry, Outcome, UserProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,15 +207,82 @@ class HealthBoard(Protocol):
         """Return the verdict, None when nobody has published one lately."""
 
 
+@dataclass(frozen=True, slots=True)
+class OpenJoins:
+    """From where an archiver rebuilds its joins after a restart.
+
+    Attributes:
+        oldest_open: Journal id that each partition is reread from; a partition without is read on from its position.
+        waiting: By model, partition and journal id, the events that wait for their decision.
+    """
+
+    oldest_open: Mapping[int, str] = field(default_factory=dict)
+    waiting: Mapping[str, Sequence[tuple[int, str]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeRow:
+    """An outcome and the place in the journal that made it certain.
+
+    Attributes:
+        partition: Of the entry that did.
+        journal_id: Of that entry.
+        ordinal: Its number among the outcomes of that entry, from 0.
+        outcome: What became of the slot.
+    """
+
+    partition: int
+    journal_id: str
+    ordinal: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveBatch:
+    """What follows in the journal, in the order that all its readers share.
+
+    Attributes:
+        positions: Last journal id of the batch, by partition.
+        entries: By partition, in order.
+        outcomes: What the entries made certain, in order.
+        joins: The joins after the last entry.
+    """
+
+    positions: Mapping[int, str]
+    entries: Mapping[int, Sequence[tuple[str, JournalEntry]]]
+    outcomes: Sequence[OutcomeRow]
+    joins: OpenJoins
+
+
 class Archive(Protocol):
-    """The offline store: every journal entry once, in order, across restarts. Blocking; call it off the event loop."""
+    """The offline store: every journal entry and every outcome once, in order, across restarts.
+
+    Blocking; call it off the event loop.
+    """
 
     def position(self, partition: int) -> str:
         """Return the last journal id that is archived for good, `0-0` before the first."""
 
-    def write(self, partition: int, entries: Sequence[tuple[str, JournalEntry]]) -> None:
-        """Archive entries that follow `position`, which moves to the last of them; all or nothing.
+    def open_joins(self) -> OpenJoins:
+        """Return the joins as of the positions."""
+
+    def write(self, batch: ArchiveBatch) -> None:
+        """Archive what follows the positions, which move with it; all or nothing.
 
         Raises:
             OSError: nothing was archived.
+        """
+
+    def upkeep(self, *, now_ms: int, keep_days: int) -> bool:
+        """Do one piece of what is due: erase users, merge small files, drop what is too old.
+
+        Args:
+            now_ms: unix milliseconds.
+            keep_days: age at which rows are dropped; 0 keeps them for ever.
+
+        Returns:
+            Whether there may be more to do.
+
+        Raises:
+            OSError: what is archived is as it was.
         """

@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
-import pyarrow.parquet as pq
 
 from bandit.joining import Position
+from service.adapters.archive_files import read_rows, reading
 from service.adapters.parquet_archive import archived_position
-from service.journal_reader import JournalReader, position_of
+from service.journal_reader import JournalReader
 from service.messages import ConfigChange, Promotion
 from service.ports import Journal
 
 _BATCH = 1_000
-_TAGS = (b"promotion", b"config")
+_TYPES = ("promotion", "config")
+_TAGS = tuple(name.encode() for name in _TYPES)
 
 Change = Promotion | ConfigChange
 _decoder = msgspec.msgpack.Decoder(Change)
@@ -48,9 +49,8 @@ def promotions_of(changes: list[tuple[Position, Change]]) -> list[tuple[Position
 
 def _archived(folder: Path) -> list[tuple[Position, Change]]:
     found = []
-    for path in sorted((folder / "control").rglob("*.parquet")):
-        partition = int(path.stem.split("-")[0][1:])
-        table = pq.read_table(path, columns=["journal_id", "record"], partitioning=None)
-        for journal_id, record in zip(table["journal_id"].to_pylist(), table["record"].to_pylist(), strict=True):
-            found.append((position_of(partition, journal_id), _decoder.decode(record)))
+    with reading(folder):
+        for position, row in read_rows(folder, "control", ["type", "record"]):
+            if row["type"] in _TYPES:
+                found.append((position, _decoder.decode(row["record"])))
     return found

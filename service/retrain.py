@@ -52,8 +52,8 @@ class RetrainPlan:
 
     Attributes:
         model: The model.
-        train: Decision times that are trained on.
-        holdout: Later decision times that are scored; empty when nothing is held out.
+        train: Decisions that are trained on.
+        holdout: Later decisions that are scored; empty when nothing is held out.
         weighting: Of the training rows.
         score_every: Every so many held-out decisions are scored.
         confidence: Of every interval.
@@ -253,8 +253,8 @@ def manifest_of(best: Trained, plan: RetrainPlan, *, n_searched: int, parent: st
         weighting=plan.weighting,
         clip=best.configuration.clip,
         passes=best.configuration.passes,
-        from_ms=plan.train.from_ms or 0,
-        to_ms=plan.train.to_ms or 0,
+        from_ms=plan.train.from_ms,
+        to_ms=plan.train.to_ms,
         n_rows=best.n_rows,
         n_searched=n_searched,
         scores=best.figures | {f"uniform_{name}": score for name, score in best.validation.items()},
@@ -265,7 +265,7 @@ def _train_on_archive(config: Config, url: str, plan: RetrainPlan, configuration
     folder: Path = archive_folder(config)
 
     def outcomes(span: Span) -> Iterator[Outcome]:
-        return read_outcomes(config, folder, span, wanted=lambda decision: decision.model == plan.model)
+        return read_outcomes(config, folder, plan.model, span)
 
     return train_and_score(config, plan, configuration, outcomes=outcomes, items=fetch_item_history(url))
 

@@ -53,7 +53,7 @@ def _facts(manifest: Manifest, plan: RetrainPlan | None) -> str:
         "feature schema": manifest.schema_version,
     }
     if plan is not None and plan.holdout is not None:
-        rows["scored on decisions until"] = utc_text(plan.holdout.to_ms or 0)
+        rows["scored on decisions until"] = utc_text(plan.holdout.to_ms)
     cells = "".join(f"<tr><th>{escape(name)}<td>{escape(value)}" for name, value in rows.items())
     return f"<table>{cells}</table>"
 

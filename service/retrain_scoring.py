@@ -20,7 +20,8 @@ from service.feature_records import item_record
 from service.item_history import ItemHistory
 from service.items_view import ItemFeatureTable
 from service.messages import Decision
-from service.training_rows import PLACED_REASONS, JoinedDecision
+from service.outcomes import PLACED
+from service.training_rows import JoinedDecision
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -148,7 +149,7 @@ def _walk(joined: JoinedDecision, scores: npt.NDArray[np.float32]) -> Iterator[t
         discovery_positions=decision.discovery_positions,
     )
     for slot, record in enumerate(decision.slots):
-        if record.reason not in PLACED_REASONS:
+        if record.reason not in PLACED:
             here = walk.pmf()
             # What a slot may hold follows from rules and slots before, which are as logged: never empty here.
             assert here is not None

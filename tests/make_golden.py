@@ -17,6 +17,7 @@ from bandit.health_intervals import Interval
 from bandit.health_statistics import Moments
 from bandit.rules import Discovery, Freshness, MaxPer, Prior
 from retrieval.items import Item
+from service.adapters.parquet_archive import ParquetArchive
 from service.messages import (
     CandidateList,
     Checkpoint,
@@ -24,6 +25,7 @@ from service.messages import (
     ConfigOverride,
     Decision,
     DecisionSummary,
+    Erasure,
     Event,
     HashedFeatures,
     HealthAlarm,
@@ -45,6 +47,7 @@ from service.messages import (
     WeightDelta,
     encode,
 )
+from service.ports import ArchiveBatch, OpenJoins, OutcomeRow
 
 FOLDER = Path(__file__).with_name("golden")
 _AT = 1_795_382_944_962
@@ -152,6 +155,7 @@ VALUES: dict[str, Stored] = {
     "config_change": ConfigChange(
         at_unix_ms=_AT, key="surfaces.home.exploration.rate", old=0.1, new=0.2, author="ops", reason="launch"
     ),
+    "erasure": Erasure(user_key="5f3c", at_unix_ms=_AT),
     "item_upsert": ItemUpsert(
         item=Item(
             id="tt1675434",
@@ -285,7 +289,36 @@ VALUES: dict[str, Stored] = {
     "outcome": Outcome(
         event_id="01KAT5N2M2", slot=0, item_id="m1", reward=0.3125, kind="reward", at_unix_ms=_AT, delay_ms=2_020
     ),
+    "outcome_drawn": Outcome(
+        event_id="01KAT5N2M2",
+        slot=0,
+        item_id="m1",
+        reward=0.3125,
+        kind="reward",
+        at_unix_ms=_AT,
+        delay_ms=2_020,
+        surface="home",
+        model="films",
+        decision_journal_id="1795382942942-0",
+        decided_at_unix_ms=_AT - 2_030,
+        user_key="5f3c",
+        propensity=0.0125,
+        branch="uniform",
+        is_explored=True,
+    ),
 }
+
+
+# One archive with a row of every kind. Its files are kept as they were first written, for ever.
+ARCHIVE = FOLDER / "archive"
+_OUTCOME = VALUES["outcome_drawn"]
+assert isinstance(_OUTCOME, Outcome)
+ARCHIVED = ArchiveBatch(
+    positions={0: f"{_AT}-2"},
+    entries={0: [(f"{_AT}-0", DECISION), (f"{_AT}-1", VALUES["event"]), (f"{_AT}-2", VALUES["config_change"])]},  # type: ignore[list-item]
+    outcomes=[OutcomeRow(partition=0, journal_id=f"{_AT}-2", ordinal=0, outcome=_OUTCOME)],
+    joins=OpenJoins(oldest_open={0: f"{_AT}-0"}, waiting={"films": [(0, f"{_AT}-1")]}),
+)
 
 
 def stored_path(name: str) -> Path:
@@ -308,6 +341,9 @@ def main() -> int:
             if not target.exists():
                 target.write_bytes(content)
                 sys.stdout.write(f"wrote {target.name}\n")
+    if not (archive := FOLDER / ARCHIVE.name).exists():
+        ParquetArchive(archive).write(ARCHIVED)
+        sys.stdout.write(f"wrote {archive.name}\n")
     return 0
 
 

@@ -17,7 +17,7 @@ from service.adapters.memory_streams import MemoryStore
 from service.config import StoreConfig
 from service.errors import Fenced
 from service.messages import Impression, Interaction, JournalEntry, UserProfile, encode, summary_decoder
-from service.ports import Claim, Entry, Shipment, UserState
+from service.ports import ArchiveBatch, Claim, Entry, OpenJoins, OutcomeRow, Shipment, UserState
 from service.user_members import impression_member, impression_of
 
 
@@ -349,19 +349,34 @@ class MemoryArchive:
 
     Attributes:
         entries: What was archived, by partition, in order.
+        outcomes: What was archived, in order.
     """
 
     def __init__(self) -> None:
         self.entries: defaultdict[int, list[tuple[str, JournalEntry]]] = defaultdict(list)
+        self.outcomes: list[OutcomeRow] = []
+        self._positions: dict[int, str] = {}
+        self._joins = OpenJoins()
 
     def position(self, partition: int) -> str:
         """Return the last id."""
-        entries = self.entries[partition]
-        return entries[-1][0] if entries else "0-0"
+        return self._positions.get(partition, "0-0")
 
-    def write(self, partition: int, entries: Sequence[tuple[str, JournalEntry]]) -> None:
-        """Keep the entries."""
-        self.entries[partition] += entries
+    def open_joins(self) -> OpenJoins:
+        """Return what came with the last batch."""
+        return self._joins
+
+    def write(self, batch: ArchiveBatch) -> None:
+        """Keep the batch."""
+        for partition, entries in batch.entries.items():
+            self.entries[partition] += entries
+        self.outcomes += batch.outcomes
+        self._positions.update(batch.positions)
+        self._joins = batch.joins
+
+    def upkeep(self, *, now_ms: int, keep_days: int) -> bool:
+        """Have nothing to keep up."""
+        return False
 
 
 def _claim(held: _HeldClaim, *, is_new: bool) -> Claim:

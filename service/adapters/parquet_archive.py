@@ -1,160 +1,186 @@
 """`Archive` as Parquet files by kind, date and hour.
 
-A batch is written to temporary files, fsynced and renamed; then the partition's position file is replaced. A crash in
-between leaves files beyond the position, which the next start removes: every entry is archived once.
+A batch is written to temporary files, fsynced and renamed; then the state file, which says how far the archive goes, is
+replaced. A crash in between leaves files beyond the positions, which the next start removes: every entry and every
+outcome is archived once.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from service.adapters.archive_files import (
+    LOCK,
+    SCHEMAS,
+    file_name,
+    hour_folders,
+    hour_of,
+    put_in_place,
+    split_covered,
+    sync_file,
+    sync_folder,
+    write_rows,
+)
+from service.adapters.archive_upkeep import ErasedUsers, drop_one_hour, erase_users, merge_one_hour
 from service.decision_record import explore_rate_of
-from service.journal_reader import entry_order
-from service.messages import Decision, Event, Heartbeat, JournalEntry
+from service.journal_reader import START, entry_order
+from service.messages import Decision, Event, Heartbeat, JournalEntry, Outcome
+from service.ports import ArchiveBatch, OpenJoins
 
-_START = "0-0"
 # The column is int32. A caller's larger number is in no slate, and must not stop the archive.
 _MAX_SLOT = 2**31 - 1
 _NO_SUCH_SLOT = -1
+_MS_PER_DAY = 86_400_000
 
-_DECISIONS = pa.schema(
-    [
-        ("journal_id", pa.string()),
-        ("event_id", pa.string()),
-        ("decided_at_unix_ms", pa.int64()),
-        ("surface", pa.string()),
-        ("model", pa.string()),
-        ("model_version", pa.int64()),
-        ("user_key", pa.string()),
-        ("explore_rate", pa.float64()),
-        ("item_ids", pa.list_(pa.string())),
-        ("propensities", pa.list_(pa.float64())),
-        ("branches", pa.list_(pa.string())),
-        ("is_discovery", pa.list_(pa.bool_())),
-        ("record", pa.binary()),
-    ],
-    metadata={"hone_schema": "decisions-1"},
-)
-_EVENTS = pa.schema(
-    [
-        ("journal_id", pa.string()),
-        ("accepted_at_unix_ms", pa.int64()),
-        ("event_type", pa.string()),
-        ("event_id", pa.string()),
-        ("client_id", pa.string()),
-        ("user_key", pa.string()),
-        ("item_id", pa.string()),
-        ("slot", pa.int32()),
-        ("value", pa.float64()),
-    ],
-    metadata={"hone_schema": "events-1"},
-)
-_CONTROL = pa.schema(
-    [("journal_id", pa.string()), ("type", pa.string()), ("record", pa.binary())],
-    metadata={"hone_schema": "control-1"},
-)
-_SCHEMAS = {"decisions": _DECISIONS, "events": _EVENTS, "control": _CONTROL}
-# Tables without rows, for readers of an archive that has none of a kind yet.
-EMPTY = {kind: schema.empty_table() for kind, schema in _SCHEMAS.items()}
+
+class _State(msgspec.Struct, frozen=True, kw_only=True):
+    """What the state file holds; journal ids by partition."""
+
+    positions: dict[int, str] = {}
+    oldest_open: dict[int, str] = {}
+    waiting: dict[str, list[tuple[int, str]]] = {}
 
 
 class ParquetArchive:
-    """Archive under one folder; one writer a partition."""
+    """Archive under one folder; one writer."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._failed: set[int] = set()
+        self._has_failed = False
+        self._merged: set[Path] = set()
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCK).touch()
+        self._erased = ErasedUsers(folder)
         self._remove_leftovers()
 
     def position(self, partition: int) -> str:
-        """Read the position file."""
+        """Read the state file."""
         return archived_position(self._folder, partition)
 
-    def write(self, partition: int, entries: Sequence[tuple[str, JournalEntry]]) -> None:
-        """Write one file a kind and hour, then move the position; entries that are archived already are passed over.
+    def open_joins(self) -> OpenJoins:
+        """Read the state file."""
+        state = _read_state(self._folder)
+        return OpenJoins(oldest_open=state.oldest_open, waiting=state.waiting)
+
+    def write(self, batch: ArchiveBatch) -> None:
+        """Write one file a kind, hour and partition, then the state; what is archived already is passed over.
 
         What a failed write leaves is removed, at the latest by the next one.
         """
-        if partition in self._failed:
-            self._remove_leftovers(f"p{partition}-")
-        archived = entry_order(self.position(partition))
-        entries = [(journal_id, entry) for journal_id, entry in entries if entry_order(journal_id) > archived]
-        if not entries:
-            return
-        self._failed.add(partition)
+        if self._has_failed:
+            self._remove_leftovers()
+        self._has_failed = True
         try:
-            self._write(partition, entries)
+            self._write(batch)
         except OSError:
             with suppress(OSError):
-                self._remove_leftovers(f"p{partition}-")
+                self._remove_leftovers()
             raise
-        self._failed.remove(partition)
+        self._has_failed = False
 
-    def _write(self, partition: int, entries: Sequence[tuple[str, JournalEntry]]) -> None:
-        rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for journal_id, entry in entries:
-            kind, row = _row(journal_id, entry)
-            if kind is not None:
-                rows.setdefault((kind, _hour(journal_id)), []).append(row)
-        for (kind, hour), of_hour in rows.items():
+    def upkeep(self, *, now_ms: int, keep_days: int) -> bool:
+        """Erase users, else drop an hour, else merge the files of an hour; readers at work put the last two off."""
+        if self._erased.pending:
+            erase_users(self._folder, self._erased.pending)
+            self._erased.done()
+            return True
+        if keep_days and drop_one_hour(self._folder, before_ms=now_ms - keep_days * _MS_PER_DAY):
+            return True
+        return merge_one_hour(self._folder, _read_state(self._folder).positions, self._merged)
+
+    def _write(self, batch: ArchiveBatch) -> None:
+        state = _read_state(self._folder)
+        archived = {p: entry_order(state.positions.get(p, START)) for p in batch.positions}
+        tables: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+        for partition, (kind, row) in _rows(batch):
+            if entry_order(row["journal_id"]) > archived[partition]:
+                ms = entry_order(row["journal_id"])[0]
+                tables.setdefault((kind, partition, hour_of(ms)), []).append(row)
+        # Before the rows: a crash in between erases what is there already, which is right too.
+        self._erased.note(batch)
+        for (kind, partition, hour), rows in tables.items():
             folder = self._folder / kind / hour
             folder.mkdir(parents=True, exist_ok=True)
-            name = f"p{partition}-{of_hour[0]['journal_id']}-{of_hour[-1]['journal_id']}.parquet"
-            partial = folder / f"{name}.partial"
-            with partial.open("wb") as file:
-                pq.write_table(pa.Table.from_pylist(of_hour, schema=_SCHEMAS[kind]), file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
-            partial.rename(folder / name)
-            _sync_folder(folder)
-        self._move_position(partition, entries[-1][0])
+            target = folder / file_name(partition, rows[0]["journal_id"], rows[-1]["journal_id"])
+            put_in_place(write_rows(target, kind, [pa.Table.from_pylist(rows, schema=SCHEMAS[kind])]), target)
+        self._write_state(
+            _State(
+                positions={**state.positions, **batch.positions},
+                oldest_open=dict(batch.joins.oldest_open),
+                waiting={model: list(ids) for model, ids in batch.joins.waiting.items()},
+            )
+        )
 
-    def _remove_leftovers(self, prefix: str = "") -> None:
-        """Remove what no position covers: the files of writes that did not end."""
-        for leftover in self._folder.rglob(f"{prefix}*.partial"):
+    def _remove_leftovers(self) -> None:
+        """Remove what no position covers, the files of writes that did not end, and what was merged already."""
+        positions: dict[int, tuple[int, int]] = {}
+        for leftover in self._folder.rglob("*.partial"):
             leftover.unlink()
-        for path in self._folder.rglob(f"{prefix}*.parquet"):
-            partition, first = _file_range(path)
-            if entry_order(first) > entry_order(self.position(partition)):
-                path.unlink()
+        for kind in SCHEMAS:
+            for _, hour in hour_folders(self._folder, kind):
+                counting, covered = split_covered(hour)
+                for file in covered:
+                    file.path.unlink()
+                for file in counting:
+                    if file.partition not in positions:
+                        positions[file.partition] = entry_order(self.position(file.partition))
+                    if file.first > positions[file.partition]:
+                        file.path.unlink()
 
-    def _move_position(self, partition: int, journal_id: str) -> None:
-        path = self._position_file(partition)
+    def _write_state(self, state: _State) -> None:
+        path = _state_file(self._folder)
         partial = path.with_suffix(".partial")
-        with partial.open("w", encoding="ascii") as file:
-            file.write(journal_id)
-            file.flush()
-            os.fsync(file.fileno())
+        with partial.open("wb") as file:
+            file.write(msgspec.json.encode(state))
+            sync_file(file)
         partial.rename(path)
-        _sync_folder(self._folder)
-
-    def _position_file(self, partition: int) -> Path:
-        return _position_file(self._folder, partition)
+        sync_folder(self._folder)
 
 
 def archived_position(folder: Path, partition: int) -> str:
     """Return the last journal id that is archived for good, without writing anything."""
+    return _read_state(folder).positions.get(partition, START)
+
+
+def _state_file(folder: Path) -> Path:
+    return folder / "state.json"
+
+
+def _read_state(folder: Path) -> _State:
     try:
-        return _position_file(folder, partition).read_text(encoding="ascii")
+        return msgspec.json.decode(_state_file(folder).read_bytes(), type=_State)
     except FileNotFoundError:
-        return _START
+        # Archives of before outcomes have a file for each partition's position.
+        return _State(
+            positions={
+                int(path.stem.rpartition("-")[2]): path.read_text(encoding="ascii")
+                for path in folder.glob("position-*.txt")
+            }
+        )
 
 
-def _position_file(folder: Path, partition: int) -> Path:
-    return folder / f"position-{partition}.txt"
+def _rows(batch: ArchiveBatch) -> Iterator[tuple[int, tuple[str, dict[str, Any]]]]:
+    """Yield the partition, kind and row of everything that leaves one."""
+    entries = (
+        (partition, _row(journal_id, entry))
+        for partition, of_partition in batch.entries.items()
+        for journal_id, entry in of_partition
+        if not isinstance(entry, Heartbeat)
+    )
+    outcomes = (
+        (row.partition, ("outcomes", _outcome_row(row.journal_id, row.ordinal, row.outcome))) for row in batch.outcomes
+    )
+    return chain(entries, outcomes)
 
 
-def _row(journal_id: str, entry: JournalEntry) -> tuple[str | None, dict[str, Any]]:
+def _row(journal_id: str, entry: JournalEntry) -> tuple[str, dict[str, Any]]:
     """Return the table and row of an entry; user ids stay behind, their keys are enough to join."""
     if isinstance(entry, Decision):
         return "decisions", {
@@ -176,29 +202,12 @@ def _row(journal_id: str, entry: JournalEntry) -> tuple[str | None, dict[str, An
         row = msgspec.to_builtins(entry)
         if entry.slot is not None and entry.slot > _MAX_SLOT:
             row["slot"] = _NO_SUCH_SLOT
-        return "events", {"journal_id": journal_id, **{name: row[name] for name in _EVENTS.names[1:]}}
-    if isinstance(entry, Heartbeat):
-        return None, {}
-    return "control", {
-        "journal_id": journal_id,
-        "type": entry.__struct_config__.tag,
-        "record": msgspec.msgpack.encode(entry),
-    }
+        return "events", {"journal_id": journal_id, **{name: row[name] for name in SCHEMAS["events"].names[1:]}}
+    kind = entry.__struct_config__.tag
+    return "control", {"journal_id": journal_id, "type": kind, "record": msgspec.msgpack.encode(entry)}
 
 
-def _hour(journal_id: str) -> str:
-    at = datetime.fromtimestamp(int(journal_id.partition("-")[0]) / 1000, UTC)
-    return f"date={at:%Y-%m-%d}/hour={at:%H}"
-
-
-def _file_range(path: Path) -> tuple[int, str]:
-    partition, ms, sequence, *_ = path.stem.split("-")
-    return int(partition[1:]), f"{ms}-{sequence}"
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _outcome_row(journal_id: str, ordinal: int, outcome: Outcome) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(outcome)
+    names = SCHEMAS["outcomes"].names[2:]
+    return {"journal_id": journal_id, "ordinal": ordinal, **{name: fields[name] for name in names}}

@@ -10,7 +10,18 @@ from typing import Annotated
 import typer
 
 from retrieval.bundle import BundleError
-from service.cli import catalogue, configuration, features, health, inspection, models, offline, processes, retrain
+from service.cli import (
+    catalogue,
+    configuration,
+    export,
+    features,
+    health,
+    inspection,
+    models,
+    offline,
+    processes,
+    retrain,
+)
 from service.cli.settings import Settings
 from service.config import ConfigError
 from service.errors import Fenced, InvalidRequest, NotFound, StoreUnavailable
@@ -37,7 +48,7 @@ def _main(
 
 for register in (processes.register, catalogue.register, inspection.register, features.register, health.register):
     register(app)
-for register in (retrain.register, models.register):
+for register in (export.register, retrain.register, models.register):
     register(app)
 app.add_typer(configuration.config_app, name="config")
 app.add_typer(offline.embeddings, name="embeddings")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from service.adapters.archive_files import n_erased
 from service.adapters.embedded_store import running_store
 from service.adapters.redis_store import RedisChangeLog, RedisJournal, RedisModelStore, connect
 from service.audit_simulation import simulate_decisions
@@ -60,6 +61,7 @@ def audit(
             findings.audit(progress.track(decisions, total=simulate, description="auditing"))
     elif archive:
         findings.audit(read_archive(config.data_path / "archive"))
+        findings.erased = n_erased(config.data_path / "archive", "decisions")
     else:
         with running_store(config) as url:
             findings = asyncio.run(audit_journal(config, url))
@@ -67,6 +69,8 @@ def audit(
         print(_json(findings.summary()))
     else:
         print(f"{findings.checked} decisions checked, {findings.mismatches} mismatches")
+        if findings.erased:
+            print(f"{findings.erased} decisions are missing: they were erased with their users")
         for line in (*findings.examples, *findings.statistics.alarms):
             print(f"  {line}")
     if not findings.is_clean:

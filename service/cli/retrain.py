@@ -77,9 +77,8 @@ def retrain(
                 write_report(report, manifest=made, trained=[], plan=None)
             _show_made(made, [], as_json=as_json)
             return
-        plan = plan_retrain(
-            config, model, span=Span(_time(begin), _time(end)), weighting=weighting, holdout_share=holdout
-        )
+        span = Span(_time(begin, Span().from_ms), _time(end, Span().to_ms))
+        plan = plan_retrain(config, model, span=span, weighting=weighting, holdout_share=holdout)
         chosen = _configurations(configurations) or search_configurations(config, model, n=search)
         trained = run_search(config, url, plan, chosen, jobs=min(jobs, len(chosen)), progress=progress)
         made = run_commands(
@@ -105,9 +104,9 @@ def _warm(config: Config, url: str, model: str, *, surface: str, interactions: s
     return run_commands(config, url, lambda commands: commands.add_warm(manifest, learner))
 
 
-def _time(text: str | None) -> int | None:
+def _time(text: str | None, otherwise: int) -> int:
     if text is None:
-        return None
+        return otherwise
     at = datetime.fromisoformat(text)
     return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
 

@@ -168,8 +168,10 @@ async def get_user(request: web.Request) -> web.Response:
 
 
 async def delete_user(request: web.Request) -> web.Response:
-    """DELETE /v1/users/{id}: erase what is stored under the id."""
-    await request.app[WORKER].writer.erase_user(request.match_info["user_id"])
+    """DELETE /v1/users/{id}: erase what is stored under the id, and have the archive erase it."""
+    worker, user_id = request.app[WORKER], request.match_info["user_id"]
+    await worker.feedback.erase(user_id)
+    await worker.writer.erase_user(user_id)
     return web.Response(status=204)
 
 

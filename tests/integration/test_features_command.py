@@ -59,7 +59,7 @@ async def test_lost_statistics_come_back_from_the_archive(world: World) -> None:
 async def test_an_archive_that_lags_restores_nothing(world: World) -> None:
     config = msgspec.structs.replace(world.config, data_dir=str(world.folder))
     store = OfflineStore(config, world.folder / "archive")
-    (world.folder / "archive" / "position-0.txt").write_text("1-0")
+    (world.folder / "archive" / "state.json").write_text('{"positions": {"0": "1-0"}}')
     with pytest.raises(NotFound, match="has not reached"):
         await materialise_statistics(config, store, world.ports.models)
     store.close()

@@ -11,7 +11,10 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import redis
 
+from service.adapters.embedded_store import socket_path
+from service.messages import Erasure, journal_decoder
 from tests.integration.api import Answer, Api
 from tests.stack import Stack, eventually
 
@@ -382,6 +385,17 @@ def test_exploration_changes_live_on_every_worker_and_the_model_stays(stack: Sta
     eventually(lambda: serves(0.1), what="every worker explores at the declared rate")
     assert [(o["value"], o["reason"]) for o in json.loads(hone("log", "--json"))] == [(0.35, "trial"), (None, "")]
     assert min(worker.recommend(n=1)["model_version"] for worker in workers) >= min(versions)
+
+
+def test_an_erasure_is_journaled_when_it_is_acknowledged(stack: Stack, api: Api) -> None:
+    with redis.Redis(unix_socket_path=str(socket_path(stack.data_dir))) as client:
+        since_ms = time.time_ns() // 1_000_000
+        assert api.call("DELETE", "/v1/users/nobody").status == 204
+        entries = client.xrange("hone:{0}:journal", min=str(since_ms))
+    erasures = [e for _, fields in entries if isinstance(e := journal_decoder.decode(fields[b"e"]), Erasure)]
+    assert len(erasures) == 1
+    assert erasures[0].user_key
+    assert "nobody" not in repr(entries)
 
 
 def test_propensities_and_slots_are_well_formed(api: Api) -> None:

@@ -16,7 +16,7 @@ from service.adapters.memory_streams import MemoryStore
 from service.config import Config, ModelConfig, StoreConfig, SurfaceConfig
 from service.errors import InvalidRequest, StoreUnavailable
 from service.feedback import Feedback, interaction_of
-from service.messages import DecisionSummary, Event, Interaction, encode, journal_decoder
+from service.messages import DecisionSummary, Erasure, Event, Interaction, encode, journal_decoder
 from service.metrics import Metrics
 from service.numerics import keyed_digest
 from service.ports import Shipment
@@ -266,3 +266,18 @@ def test_the_same_event_gives_the_same_interaction_to_the_bit() -> None:
     expected = Interaction(item_id="m1", event_type="play", reward=0.25, at_unix_ms=NOW_MS, client_id="c1")
     assert interaction_of(event, item_id="m1", config=CONFIG) == expected
     assert encode(interaction_of(event, item_id="m1", config=CONFIG)) == encode(expected)
+
+
+async def test_an_erasure_is_in_every_partition_and_says_no_user_id(world: World) -> None:
+    await world.feedback.erase("u1")
+    found = await world.journal.read({0: "0-0", 1: "0-0"}, count=100, block_ms=0)
+    payloads = [payload for partition in (0, 1) for _, payload in found[partition]]
+    erasure = Erasure(user_key=keyed_digest("u1", salt=SALT), at_unix_ms=NOW_MS)
+    assert [journal_decoder.decode(payload) for payload in payloads] == [erasure, erasure]
+    assert all(b"u1" not in payload for payload in payloads)
+
+
+async def test_an_erasure_that_is_not_durable_is_not_acknowledged(world: World) -> None:
+    world.journal.is_away = True
+    with pytest.raises(StoreUnavailable):
+        await world.feedback.erase("u1")

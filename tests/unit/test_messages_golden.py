@@ -24,7 +24,7 @@ def _types(base: type[Stored]) -> Iterator[type[Stored]]:
 
 def test_every_stored_type_has_a_golden_file() -> None:
     assert {type(value) for value in VALUES.values()} == set(_types(Stored))
-    files = {path.name for path in make_golden.FOLDER.iterdir()}
+    files = {path.name for path in make_golden.FOLDER.iterdir() if path.is_file()}
     assert files == {stored_path(name).with_suffix(suffix).name for name in VALUES for suffix in (".msgpack", ".json")}
 
 
@@ -101,7 +101,7 @@ def test_the_journal_tells_its_entries_apart() -> None:
 def test_missing_files_are_written_and_none_is_overwritten(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(make_golden, "FOLDER", tmp_path / "golden")
     make_golden.main()
-    written = {path.name: path.read_bytes() for path in (tmp_path / "golden").iterdir()}
+    written = {path.name: path.read_bytes() for path in (tmp_path / "golden").iterdir() if path.is_file()}
     assert len(written) == 2 * len(VALUES)
     (tmp_path / "golden" / "event.v1.msgpack").write_bytes(b"old")
     (tmp_path / "golden" / "event.v1.json").unlink()

@@ -1,0 +1,100 @@
+"""`hone export`."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from service.adapters.embedded_store import running_store
+from service.adapters.redis_store import RedisChangeLog, connect
+from service.cli.settings import settings_of
+from service.config import Config
+from service.export import Exporter, Selection
+from service.inspect_features import archive_folder, read_items
+from service.item_history import ItemHistory
+
+_TIMEOUT_S = 30.0
+
+
+class Format(StrEnum):
+    """What a file is for."""
+
+    training = "dsjson-training"
+    evaluation = "dsjson-evaluation"
+    explored = "explored"
+
+
+def export(
+    context: typer.Context,
+    kind: Annotated[Format, typer.Option("--format", help="What the file is for.")],
+    out: Annotated[Path, typer.Option(help="The file; it is replaced when the export is complete.")],
+    surface: Annotated[str, typer.Option(help="Of the decisions; all by default.")] = "",
+    model: Annotated[str, typer.Option(help="That learns the decisions; all by default.")] = "",
+    since: Annotated[str, typer.Option("--from", help="First decision, such as 2026-11-22T13:00 (UTC).")] = "",
+    until: Annotated[str, typer.Option("--to", help="Decisions before this time (UTC).")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Write decided slots and their rewards as lines that VW reads with `--dsjson`.
+
+    dsjson-training: shared features and the drawn item, in the order learned; `vw` trains from it to the weights of the
+    learner. dsjson-evaluation: every item that the slot could hold, with exact probabilities; it reads the item
+    features of the time from the live store. explored: training lines of what exploration drew, with its probabilities.
+    """
+    config = settings_of(context).load()
+    everything = Selection()
+    selection = Selection(
+        surface=surface,
+        model=model,
+        from_ms=_unix_ms("--from", since) if since else everything.from_ms,
+        to_ms=_unix_ms("--to", until) if until else everything.to_ms,
+    )
+    items = _live_items(config) if kind is Format.evaluation else None
+    report = Exporter(config, archive_folder(config), items=items).write(out, kind.value, selection)
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(asdict(report)), indent=2).decode())
+        return
+    print(f"{report.n_lines} lines in {out}")
+    for reason, count in sorted(report.left_out.items()):
+        if count:
+            print(f"  left out: {count} {reason}")
+    if report.n_undescribed:
+        print(f"  {report.n_undescribed} actions without item features: the store does not know them")
+    if report.n_erased:
+        print(f"  the archive is missing {report.n_erased} decisions that were erased with their users")
+
+
+def _live_items(config: Config) -> ItemHistory:
+    async def read(url: str) -> ItemHistory:
+        client = connect(url, timeout_s=_TIMEOUT_S)
+        try:
+            return await read_items(RedisChangeLog(client))
+        finally:
+            await client.aclose()
+
+    with running_store(config) as url:
+        return asyncio.run(read(url))
+
+
+def _unix_ms(option: str, text: str) -> int:
+    """Return unix milliseconds of an ISO time; without an offset it is UTC.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"{option} must be an ISO time such as 2026-11-22T13:00, got {text!r}") from error
+    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command."""
+    app.command(epilog="Example: hone export --format dsjson-training --model films --out films.dsjson")(export)
