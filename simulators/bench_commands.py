@@ -13,6 +13,7 @@ from service.cli.settings import settings_of
 from simulators.benchmarks.learning import bench_learning
 from simulators.benchmarks.ranking import bench_ranking
 from simulators.benchmarks.report import save_result
+from simulators.benchmarks.retraining import bench_retraining
 from simulators.benchmarks.service import bench_service
 from simulators.load import closed_loop, open_loop, recommend_requests
 
@@ -51,6 +52,14 @@ def ranking_command(as_json: AsJson = False) -> None:
     with Console(stderr=True).status("starting") as status:
         figures = bench_ranking(status.update)
     _report("ranking", figures, as_json=as_json)
+
+
+@bench.command("retraining", epilog="Example: hone bench retraining --json")
+def retraining_command(as_json: AsJson = False) -> None:
+    """How well a model ranks that was retrained on a popularity-biased log, by the weights of its rows."""
+    with Console(stderr=True).status("starting") as status:
+        figures = bench_retraining(status.update)
+    _report("retraining", figures, as_json=as_json)
 
 
 @load.callback(epilog="Example: hone load --url http://127.0.0.1:8080 --rate 100 --seconds 30")

@@ -28,14 +28,6 @@ MODEL = "m"
 SURFACE = "home"
 _START_MS = 1_795_000_000_000
 _STEP_MS = 1_000
-_SCHEMA = FeatureSchema(
-    features=[
-        Feature(name="segment", namespace="context", source="segment"),
-        Feature(name="slot", namespace="position", source="slot"),
-        Feature(name="id", namespace="item", source="id"),
-    ],
-    interactions=[("context", "item")],
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +40,7 @@ class LoggedWorld:
         exploration: The policy on top of them.
         n_slots: Slots of a slate; the reward falls with the slot by `examination`.
         examination: Probability that a slot is looked at, by slot.
+        genres: Genre of each item; given, models see it in place of the item.
     """
 
     rewards: Float64Array
@@ -55,12 +48,26 @@ class LoggedWorld:
     exploration: Epsilon
     n_slots: int = 1
     examination: Sequence[float] = (1.0,)
+    genres: Sequence[str] = ()
+
+    @property
+    def schema(self) -> FeatureSchema:
+        """Return the features that models see."""
+        seen = "genre" if self.genres else "id"
+        return FeatureSchema(
+            features=[
+                Feature(name="segment", namespace="context", source="segment"),
+                Feature(name="slot", namespace="position", source="slot"),
+                Feature(name=seen, namespace="item", source=seen),
+            ],
+            interactions=[("context", "item")],
+        )
 
     @property
     def config(self) -> Config:
         """Return the configuration of the world."""
         return Config(
-            features=_SCHEMA,
+            features=self.schema,
             models={MODEL: ModelConfig(bits=12, learning_rate=0.05)},
             surfaces={SURFACE: SurfaceConfig(model=MODEL, exploration=self.exploration)},
         )
@@ -73,8 +80,9 @@ class LoggedWorld:
     def items(self) -> ItemHistory:
         """Return the items' history: all there from the beginning."""
         history = ItemHistory()
-        for item_id in self.item_ids:
-            history.add("0-1", ItemUpsert(item=Item(id=item_id)))
+        for number, item_id in enumerate(self.item_ids):
+            item = Item(id=item_id, attributes={"genre": self.genres[number]} if self.genres else {})
+            history.add("0-1", ItemUpsert(item=item))
         return history
 
     def log(self, n_decisions: int, *, seed: int) -> list[Outcome]:
@@ -97,12 +105,17 @@ class LoggedWorld:
 
     def scores_of(self, table: WeightTable) -> Float64Array:
         """Return float64 [segments, items], a model's scores."""
-        items = {"item": ActionFeatures.stack([encode("item", {f"id={i}": 1.0}) for i in self.item_ids])}
+        n_items = self.rewards.shape[1]
+        items = {"item": ActionFeatures.stack([encode("item", self.item_features(n)) for n in range(n_items)])}
         rows = []
         for segment in range(len(self.rewards)):
             shared = {namespace: encode(namespace, named) for namespace, named in _shared(segment).items()}
             rows.append(table.score(shared, items).astype(np.float64))
         return np.array(rows)
+
+    def item_features(self, number: int) -> dict[str, float]:
+        """Return what models see of an item."""
+        return {f"genre={self.genres[number]}" if self.genres else f"id={self.item_ids[number]}": 1.0}
 
     def _outcomes(self, n_decisions: int, rng: np.random.Generator) -> Iterator[Outcome]:
         ids = self.item_ids
@@ -152,7 +165,7 @@ class LoggedWorld:
                     index="",
                     catalogue="0-1",
                     config="",
-                    schema=_SCHEMA.version,
+                    schema=self.schema.version,
                     item_stats="",
                     salt=1,
                     numerics="",
@@ -163,7 +176,7 @@ class LoggedWorld:
                 discovery_probability=1.0,
                 candidates=pack_actions(walk.actions, sources=sources, source_names=["all"]),
                 slots=[
-                    record_slot(d, walk.actions, features={"item": {f"id={ids[d.action]}": 1.0}, "dynamic": {}})
+                    record_slot(d, walk.actions, features={"item": self.item_features(d.action), "dynamic": {}})
                     for d in draws
                 ],
                 n_requested=self.n_slots,
@@ -206,18 +219,27 @@ def better_world(*, seed: int, gain: float = 0.2, n_segments: int = 4, n_items: 
     return world(high)
 
 
-def biased_world(*, seed: int, n_segments: int = 4, n_items: int = 30, n_slots: int = 5) -> LoggedWorld:
-    """Return a world whose live policy repeats popularity: what is shown most is not what is liked most."""
+def biased_world(
+    *, seed: int, n_segments: int = 4, n_genres: int = 6, n_slots: int = 3, sees_items: bool = False
+) -> LoggedWorld:
+    """Return a world where the log repeats popularity and the model cannot know every item.
+
+    Each genre has a hit that the live policy shows nearly always, and four others; a hit says nothing about the others.
+    Models see genres, unless `sees_items`. A genre is worth the mean of its items; the log shows its hit.
+    """
     rng = np.random.default_rng(seed)
-    rewards = rng.beta(1.5, 6.0, size=(n_segments, n_items))
-    popularity = np.sort(rng.pareto(1.2, size=n_items))[::-1]
-    scores = np.tile(popularity / popularity.max(), (n_segments, 1))
+    n_items = 5 * n_genres
+    is_hit = np.arange(n_items) % 5 == 0
+    of_genre = np.repeat(rng.beta(2.0, 4.0, size=(n_segments, n_genres)), 5, axis=1)
+    rewards = np.where(is_hit, rng.beta(2.0, 4.0, size=(n_segments, n_items)), of_genre)
+    popularity = np.where(is_hit, rng.uniform(0.9, 1.0, n_items), rng.uniform(0.0, 0.1, n_items))
     return LoggedWorld(
         rewards,
-        scores,
-        Epsilon(rate=0.3, uniform_share=0.3, shortlist=n_items, temperature=0.1),
+        np.tile(popularity, (n_segments, 1)),
+        Epsilon(rate=0.5, uniform_share=0.3, shortlist=n_items, temperature=0.3),
         n_slots=n_slots,
         examination=tuple(0.85**slot for slot in range(n_slots)),
+        genres=() if sees_items else tuple(f"g{n // 5}" for n in range(n_items)),
     )
 
 

@@ -222,8 +222,7 @@ async def test_a_crash_before_the_predecessor_is_stored_stores_it_later() -> Non
 
     put, world.models.put_artefact = world.models.put_artefact, crash
     with pytest.raises(Crash):
-        while True:
-            await loop.step()
+        await loop.step()
     world.models.put_artefact = put
     loop = world.loop()
     await loop.start()
