@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from vowpal_wabbit_next import CBLabel, Workspace
 
 from bandit.policy import ModelSpec, touched_weights
@@ -44,22 +44,34 @@ class Learner:
     pick by K and cost hundreds of times more.
     """
 
-    def __init__(self, spec: ModelSpec, model_bytes: bytes | None = None) -> None:
-        """Start empty, or from `model_bytes` of an earlier `serialize`.
+    def __init__(
+        self, spec: ModelSpec, model_bytes: bytes | None = None, *, min_propensity: float = MIN_LEARNING_PROPENSITY
+    ) -> None:
+        """Start empty, or from `model_bytes` of an earlier `serialize`, going on at the spec's learning rate.
+
+        Args:
+            spec: shape of the model.
+            model_bytes: whole and trusted: VW loads many damaged models without a word.
+            min_propensity: smaller ones count as this, so that an importance weight is at most its inverse.
 
         Raises:
             ValueError: the bytes hold a model of another shape.
         """
         self.spec = spec
+        self._min_propensity = min_propensity
         self._pool = ExamplePool()
-        self._workspace: VwWorkspace = (
-            Workspace(spec.arguments()) if model_bytes is None else Workspace(model_data=model_bytes)
-        )
+        try:
+            self._workspace: VwWorkspace = Workspace(spec.arguments(), model_data=model_bytes)
+        except RuntimeError as error:
+            raise ValueError(f"model must have {1 << spec.bits} weights and one sub-model: {error}") from error
         shape = self._workspace.weights().shape
         if shape[:2] != (1 << spec.bits, 1):
             raise ValueError(f"model must have {1 << spec.bits} weights and one sub-model, got shape {shape}")
         self._weights = weight_table(self._workspace, spec.arguments())[:, 0]
-        self._touched: list[npt.NDArray[np.int64]] = []
+        self._untold = np.zeros(1 << spec.bits, dtype=np.bool_)
+        self._has_untold = False
+        # Shared and action features of what was learned and is not in `_untold` yet.
+        self._learned: tuple[list[Mapping[str, Encoded]], list[Mapping[str, Encoded]]] = ([], [])
         self.n_learned = 0
         self.loss_sum = 0.0
 
@@ -74,28 +86,56 @@ class Learner:
             reward: better is up.
             propensity: the logged conditional propensity, in (0, 1].
         """
-        label = CBLabel(label=(-reward, max(propensity, MIN_LEARNING_PROPENSITY)))
+        label = CBLabel(label=(-reward, max(propensity, self._min_propensity)))
         examples = [self._pool.fill_shared(shared), self._pool.fill_action(0, action, label=label)]
         cost = predict_then_learn_cost(self._workspace, examples)
         self.loss_sum += (reward + cost) ** 2
         self.n_learned += 1
-        self._touched.append(touched_weights(self.spec, shared, action))
+        self._learned[0].append(shared)
+        self._learned[1].append(action)
 
     def change(self) -> WeightChange:
         """Return the weights touched since `forget_change`, with their values now."""
-        touched = np.unique(np.concatenate(self._touched)) if self._touched else np.empty(0, dtype=np.int64)
-        values = self._weights[touched]
-        return WeightChange(indices=touched.astype(np.uint32), values=values)
+        if self._learned[0]:
+            self._untold[touched_weights(self.spec, *self._learned)] = True
+            self._learned = ([], [])
+            self._has_untold = True
+        touched = np.flatnonzero(self._untold) if self._has_untold else np.empty(0, dtype=np.int64)
+        return WeightChange(indices=touched.astype(np.uint32), values=self._weights[touched])
 
     def forget_change(self) -> None:
         """Start over: what was touched so far is known to whoever had to know."""
-        self._touched.clear()
+        self._learned = ([], [])
+        if self._has_untold:
+            self._untold[:] = False
+            self._has_untold = False
 
     def all_weights(self) -> WeightChange:
         """Return every weight that is not zero."""
         used = np.flatnonzero(self._weights)
         return WeightChange(indices=used.astype(np.uint32), values=self._weights[used])
 
+    def occupied_share(self) -> float:
+        """Return the share of the table's weights that are not zero."""
+        return float(np.count_nonzero(self._weights)) / len(self._weights)
+
     def serialize(self) -> bytes:
         """Return the workspace: learning on from it equals learning on without it, weight for weight."""
         return bytes(self._workspace.serialize())
+
+
+def collision_share(occupied_share: float) -> float:
+    """Return the expected share of used weights that more than one feature uses.
+
+    n features hashed evenly into m weights leave a weight unused with probability exp(-n/m) = 1 - occupied, so the
+    number of features of one weight is Poisson with rate -ln(1 - occupied).
+
+    >>> round(collision_share(0.5), 3)
+    0.307
+    """
+    if occupied_share <= 0.0:
+        return 0.0
+    if occupied_share >= 1.0:
+        return 1.0
+    rate = -math.log1p(-occupied_share)
+    return 1.0 - rate * (1.0 - occupied_share) / occupied_share

@@ -29,6 +29,7 @@ INTERACTION_PRIME = np.uint32(16777619)
 NAMESPACE_LETTERS = {"context": "C", "user": "U", "position": "P", "item": "I", "dynamic": "D"}
 SHARED_NAMESPACES = ("context", "user", "position")
 ACTION_NAMESPACES = ("item", "dynamic")
+_NAMESPACE_CODES = {name: ord(letter) for name, letter in NAMESPACE_LETTERS.items()}
 
 _TRIMMED = "".join(map(chr, range(0x21)))
 
@@ -139,6 +140,33 @@ def weight_table(workspace: VwWorkspace, arguments: Sequence[str]) -> Float32Arr
     return table
 
 
+class _Refilled:
+    """A VW example that is filled again and again; nobody else changes its features."""
+
+    def __init__(self, namespaces: Sequence[str]) -> None:
+        self.example = Example()
+        self._namespaces = namespaces
+        self._held: list[str] = []
+
+    def fill(self, encoded: Mapping[str, Encoded]) -> None:
+        """Overwrite the features."""
+        example = self.example
+        # VW's empty groups count as namespaces, so an example has only those that hold something.
+        wanted = [name for name in self._namespaces if name in encoded and len(encoded[name].indices)]
+        if wanted != self._held:
+            # VW adds up groups in the order they came: begin again, so that no sum depends on earlier examples.
+            for name in self._held:
+                del example[_NAMESPACE_CODES[name]]
+            self._held = wanted
+        # Below `Example.__getitem__`, whose checks cost more than what they check.
+        native = example._example
+        for name in wanted:
+            features = encoded[name]
+            group = native.__getitem__(_NAMESPACE_CODES[name])
+            group.truncate_to(0)
+            group.push_many_features(features.indices.astype(np.uint64), features.values)  # type: ignore[arg-type] # its stub's dtypes are private
+
+
 class ExamplePool:
     """Reused VW examples: one shared and as many actions as were ever asked for at once.
 
@@ -146,27 +174,27 @@ class ExamplePool:
     """
 
     def __init__(self) -> None:
-        self._shared = Example()
-        self._shared.set_label(CBLabel(shared=True))
-        self._actions: list[Example] = []
+        self._shared = _Refilled(SHARED_NAMESPACES)
+        self._shared.example.set_label(CBLabel(shared=True))
+        self._actions: list[_Refilled] = []
 
     def fill_shared(self, shared: Mapping[str, Encoded]) -> Example:
         """Overwrite and return the shared example; namespaces that are not given are emptied."""
-        _fill(self._shared, SHARED_NAMESPACES, shared)
-        return self._shared
+        self._shared.fill(shared)
+        return self._shared.example
 
     def fill_action(self, position: int, action: Mapping[str, Encoded], *, label: CBLabel) -> Example:
         """Overwrite and return the action example at `position`, growing the pool when it is the next one."""
         if position == len(self._actions):
-            self._actions.append(Example())
-        example = self._actions[position]
-        example.set_label(label)
-        _fill(example, ACTION_NAMESPACES, action)
-        return example
+            self._actions.append(_Refilled(ACTION_NAMESPACES))
+        refilled = self._actions[position]
+        refilled.example.set_label(label)
+        refilled.fill(action)
+        return refilled.example
 
     def action(self, position: int) -> Example:
         """Return the action example at `position` as it was last filled."""
-        return self._actions[position]
+        return self._actions[position].example
 
     def fill(
         self,
@@ -204,19 +232,3 @@ def predict_then_learn_cost(workspace: VwWorkspace, examples: Sequence[Example])
 def learn_example(workspace: VwWorkspace, examples: Sequence[Example]) -> None:
     """Learn one shared example with its actions, one of them labelled."""
     workspace._workspace.learn_multi_ex_one([example._example for example in examples])
-
-
-def _fill(example: Example, namespaces: Sequence[str], encoded: Mapping[str, Encoded]) -> None:
-    # VW's empty groups count as namespaces, so an example has only those that hold something.
-    wanted = [name for name in namespaces if name in encoded and len(encoded[name].indices)]
-    letters = [ord(NAMESPACE_LETTERS[name]) for name in namespaces]
-    if any((letter in example) != (name in wanted) for name, letter in zip(namespaces, letters, strict=True)):
-        # VW adds up groups in the order they came: begin again, so that no sum depends on earlier examples.
-        for letter in letters:
-            if letter in example:
-                del example[letter]
-    for name in wanted:
-        group = example[ord(NAMESPACE_LETTERS[name])]
-        group.truncate_to(0)
-        indices = encoded[name].indices.astype(np.uint64)
-        group.push_many_features(indices, encoded[name].values)  # type: ignore[arg-type] # its stub's dtypes are private

@@ -233,28 +233,48 @@ def seal(manifest: dict[str, Any], hmac_key: bytes | None) -> bytes:
     return _encode(sealed)
 
 
-def _read_manifest(folder: Path, version: str, hmac_key: bytes | None) -> dict[str, Any]:
+def unseal(content: bytes, hmac_key: bytes | None, *, what: str) -> dict[str, Any]:
+    """Return the manifest that `seal` encoded.
+
+    Args:
+        content: The sealed bytes.
+        hmac_key: Key of the signature; with a key an unsigned manifest is refused, without one none is checked.
+        what: Whose manifest it is, for the message.
+
+    Raises:
+        BundleError: it is damaged or not signed with the key.
+    """
     try:
-        content = (folder / MANIFEST).read_bytes()
         manifest = orjson.loads(content)
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise BundleError(f"bundle {version} has no readable manifest: {error}") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise BundleError(f"bundle {version} is damaged: its manifest lists no files")
+    except orjson.JSONDecodeError as error:
+        raise BundleError(f"{what} has no readable manifest: {error}") from error
+    if not isinstance(manifest, dict):
+        raise BundleError(f"{what} is damaged: its manifest is not an object")
     checksum, signature = manifest.pop("sha256", None), manifest.get("hmac")
     if content != _encode({**manifest, "sha256": hashlib.sha256(_encode(manifest)).hexdigest()}):
-        raise BundleError(f"bundle {version} is damaged: its manifest does not have its checksum {checksum}")
+        raise BundleError(f"{what} is damaged: its manifest does not have its checksum {checksum}")
     manifest.pop("hmac", None)
     if hmac_key is not None:
         wanted = hmac.new(hmac_key, _encode(manifest), hashlib.sha256).hexdigest()
         if not isinstance(signature, str) or not hmac.compare_digest(signature, wanted):
-            raise BundleError(f"bundle {version} is {'wrongly' if signature else 'not'} signed with the given key")
+            raise BundleError(f"{what} is {'wrongly' if signature else 'not'} signed with the given key")
+    return cast("dict[str, Any]", manifest)
+
+
+def _read_manifest(folder: Path, version: str, hmac_key: bytes | None) -> dict[str, Any]:
+    try:
+        content = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise BundleError(f"bundle {version} has no readable manifest: {error}") from error
+    manifest = unseal(content, hmac_key, what=f"bundle {version}")
+    if not isinstance(manifest.get("files"), dict):
+        raise BundleError(f"bundle {version} is damaged: its manifest lists no files")
     if manifest.get("schema") != SCHEMA_VERSION or manifest.get("version") != version:
         raise BundleError(
             f"bundle must be version {version} of schema {SCHEMA_VERSION},"
             f" got version {manifest.get('version')} of schema {manifest.get('schema')}"
         )
-    return cast("dict[str, Any]", manifest)
+    return manifest
 
 
 def _write_files(folder: Path, embeddings: Embeddings, config: HnswConfig) -> dict[str, float]:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import structlog
+from redis.asyncio import Redis
 
 from retrieval.bundle import load_bundle
 from retrieval.catalogue import Catalogue
@@ -166,9 +167,8 @@ def build_worker(config: Config) -> Worker:
     journal = RedisJournal(writes, n_partitions=config.store.partitions)
     users = RedisUserStates(fast, config.store)
     items = ItemsView(config.features, load_retriever(config), AttributeColumns(attribute_kinds(config)))
-    names = {surface.model for surface in config.surfaces.values()}
     live = LiveConfig(config)
-    served = {name: ServedModel(name, config.model_spec(name), metrics) for name in sorted(names)}
+    served = {name: ServedModel(name, config.model_spec(name), metrics) for name in config.ranking_models}
     explorer_names = {explorer_of(surface) for surface in config.surfaces.values()} - {""}
     explorers = {name: ServedExplorer(name, config.explorer_spec(name), metrics) for name in sorted(explorer_names)}
     shown = ImpressionWriter(RedisUserStates(writes, config.store), metrics)
@@ -228,9 +228,13 @@ def build_worker(config: Config) -> Worker:
     )
 
 
-def build_learner(config: Config, model: str, metrics: Metrics) -> LearnerLoop | ExplorerLoop:
+def writing_client(config: Config) -> Redis:
+    """Return a client of the configured store for a process that answers no requests."""
+    return connect(store_url(config), timeout_s=_WRITE_TIMEOUT_S)
+
+
+def build_learner(config: Config, model: str, metrics: Metrics, client: Redis) -> LearnerLoop | ExplorerLoop:
     """Wire the learner of one model; that of the first model that ranks counts the items of all."""
-    client = connect(store_url(config), timeout_s=_WRITE_TIMEOUT_S)
     if config.models[model].arguments:
         return ExplorerLoop(
             config=config,
@@ -256,7 +260,7 @@ def build_learner(config: Config, model: str, metrics: Metrics) -> LearnerLoop |
 
 def build_archiver(config: Config, metrics: Metrics) -> Archiver:
     """Wire the archiver."""
-    client = connect(store_url(config), timeout_s=_WRITE_TIMEOUT_S)
+    client = writing_client(config)
     return Archiver(
         config=config,
         journal=RedisJournal(client, n_partitions=config.store.partitions),

@@ -81,6 +81,8 @@ class StoreConfig(Section, frozen=True, kw_only=True):
         consumed_limit: Consumed items kept a user.
         impressions_ttl_s: Impressions are remembered for this long after the last one, in seconds.
         impressions_limit: Impressions kept a user.
+        lease_s: A learner that was silent for so long is replaced by a standby, in seconds; longer than writing a
+            checkpoint takes.
     """
 
     url: str = ""
@@ -92,6 +94,7 @@ class StoreConfig(Section, frozen=True, kw_only=True):
     consumed_limit: Count = 500
     impressions_ttl_s: Count = 86_400
     impressions_limit: Count = 200
+    lease_s: Annotated[float, Meta(ge=0.5, le=3600)] = 2.0
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):
@@ -204,6 +207,20 @@ class Campaign(Section, frozen=True, kw_only=True):
         return started and (self.ends_at is None or now_ms < self.ends_at.timestamp() * 1000)
 
 
+class Canary(Section, frozen=True, kw_only=True):
+    """Another model that scores for a share of a surface's users, to be compared with the surface's own.
+
+    Attributes:
+        model: A declared model that ranks.
+        share: Of the users (of the requests, for anonymous ones), in (0, 0.5].
+        artefact: What the model is tried for; which users get it is drawn anew for each.
+    """
+
+    model: str
+    share: Annotated[float, Meta(gt=0, le=0.5)] = 0.1
+    artefact: str = ""
+
+
 class SurfaceConfig(Section, frozen=True, kw_only=True):
     """One place where recommendations are shown.
 
@@ -219,6 +236,7 @@ class SurfaceConfig(Section, frozen=True, kw_only=True):
         campaigns: Pinned, sponsored and boosted items with their dates.
         reward: How events become reward.
         deadline_ms: Every request is answered inside it.
+        canary: Another model on trial; None for none.
     """
 
     model: str = "default"
@@ -232,6 +250,7 @@ class SurfaceConfig(Section, frozen=True, kw_only=True):
     campaigns: list[Campaign] = []
     reward: RewardPolicy = msgspec.field(default_factory=RewardPolicy)
     deadline_ms: Count = 1_000
+    canary: Canary | None = None
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -276,6 +295,10 @@ class Config(Section, frozen=True, kw_only=True):
                 raise ValueError(
                     f"surface {name!r} names model {surface.model!r}, which is an explorer and cannot rank"
                 )
+            canary = surface.canary
+            if canary and (canary.model not in self.ranking_models or canary.model == surface.model):
+                others = sorted(set(self.ranking_models) - {surface.model})
+                raise ValueError(f"surface {name!r} tries model {canary.model!r}, other models that rank are {others}")
             explorer = explorer_of(surface)
             if explorer and (explorer not in self.models or not self.models[explorer].arguments):
                 explorers = sorted(name for name, model in self.models.items() if model.arguments)
@@ -315,6 +338,11 @@ class Config(Section, frozen=True, kw_only=True):
             )
         if self.features.session_gap_s > min(self.store.impressions_ttl_s, self.store.user_state_ttl_s):
             raise ValueError("features.session_gap_s must not exceed store.user_state_ttl_s and impressions_ttl_s")
+
+    @property
+    def ranking_models(self) -> list[str]:
+        """Return the names of the models that rank, sorted; the others are explorers."""
+        return sorted(name for name, model in self.models.items() if not model.arguments)
 
     @property
     def data_path(self) -> Path:

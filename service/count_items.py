@@ -114,18 +114,22 @@ class ItemCounting:
         self._as_of = parse_as_of(stats.as_of)
 
     async def start(self, epoch: int) -> None:
-        """Publish everything under this learner's epoch; entries of earlier ones count no more.
+        """Take the next epoch of the stream and publish everything; what earlier ones publish is refused from now on.
+
+        Args:
+            epoch: of the learner; the stream's own is not lower, because the counting may move to another model.
 
         Raises:
             StoreUnavailable: the store does not answer.
         """
-        self._epoch = epoch
+        self._epoch = await self._log.take_epoch(ITEM_STATS_STREAM, at_least=epoch)
         await self._publish(is_whole=True)
 
     async def publish(self, now_ms: int) -> None:
         """Publish what changed, at most every second.
 
         Raises:
+            Fenced: another learner counts now.
             StoreUnavailable: what changed is published the next time, with everything else.
         """
         if now_ms - self._published_at_ms >= _PUBLISH_MS and self._as_of != self._published_as_of:
@@ -139,10 +143,8 @@ class ItemCounting:
             stats = self._stats(self._everything() if is_whole else changed, is_whole=is_whole)
             # A write that fails may have happened or not; a whole one is right after either.
             n_since_whole, self._n_since_whole = 0 if is_whole else self._n_since_whole, 0
-            (entry_id,) = await self._log.append(ITEM_STATS_STREAM, [encode(stats)])
+            await self._log.publish(ITEM_STATS_STREAM, self._epoch, encode(stats), is_whole=is_whole)
             self._n_since_whole = n_since_whole + 1
-            if is_whole:
-                await self._log.trim(ITEM_STATS_STREAM, entry_id)
         self._published_as_of = as_of
 
     def _everything(self) -> list[tuple[str, Counts]]:

@@ -77,7 +77,7 @@ def diagnose(config: Config, config_path: Path | None, say: Callable[[str], None
 
 
 async def _examine(config: Config, url: str, summary: dict[str, Any], say: Callable[[str], None]) -> Diagnosis:
-    async with _sessions(url, config.http.workers) as sessions:
+    async with worker_sessions(url, config.http.workers) as sessions:
         patient = _Patient(url, sessions)
         say(f"{_N_LATENCY} recommendations")
         latencies = await patient.recommend_latencies()
@@ -115,7 +115,7 @@ async def _examine(config: Config, url: str, summary: dict[str, Any], say: Calla
 
 
 @asynccontextmanager
-async def _sessions(url: str, n_workers: int) -> AsyncIterator[list[aiohttp.ClientSession]]:
+async def worker_sessions(url: str, n_workers: int) -> AsyncIterator[list[aiohttp.ClientSession]]:
     """Yield one keep-alive session to each worker; the kernel spreads connections, so open until all are met."""
     by_worker: dict[str, aiohttp.ClientSession] = {}
     deadline_s = time.monotonic() + _START_TIMEOUT_S

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 
@@ -14,7 +15,7 @@ from bandit.features import FeatureSchema
 from bandit.learner import MIN_LEARNING_PROPENSITY
 from bandit.slate import SlotPmf
 from bandit.vw_format import ACTION_NAMESPACES, NAMESPACE_LETTERS, SHARED_NAMESPACES, encode, feature_index
-from service.learned import LearnedDecision
+from service.learned import LearnedDecision, named_features
 from service.messages import Outcome
 
 Named = Mapping[str, Mapping[str, float]]
@@ -116,15 +117,19 @@ def evaluation_line(
 
 def _drawn(decision: LearnedDecision, outcome: Outcome, probability: np.float32, *, schema: FeatureSchema) -> _Choice:
     """Return the drawn action as the only one."""
-    action = action_context(decision.slots[outcome.slot].features)
+    action = action_context(_named(decision.slots[outcome.slot].features))
     context = {**shared_context(decision, outcome.slot, schema=schema), "_multi": [action]}
     return _Choice(context, [outcome.item_id], [probability], 0, probability)
 
 
 def shared_context(decision: LearnedDecision, slot: int, *, schema: FeatureSchema) -> dict[str, Any]:
     """Return the shared features as learned: the position where the item stood."""
-    named = {**decision.features, "position": schema.named("position", {"slot": slot})}
+    named = {**_named(decision.features), "position": schema.named("position", {"slot": slot})}
     return _namespaces(named, SHARED_NAMESPACES)
+
+
+def _named(features: Mapping[str, msgspec.Raw]) -> dict[str, dict[str, float]]:
+    return {namespace: named_features(packed) for namespace, packed in features.items()}
 
 
 def action_context(features: Named) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from service.feedback import interaction_of
 from service.impressions import newest_impressions
 from service.item_history import ItemHistory
 from service.item_statistics import STATISTICS_COLUMNS
-from service.learned import LearnedDecision, learned_decision
+from service.learned import LearnedDecision, learned_decision, named_features
 from service.messages import Decision, Impression, Interaction, UserProfile, encode
 from service.offline_features import OfflineStore, Statistics
 from service.ports import UserState
@@ -217,12 +217,12 @@ class FeatureChecker:
             source = candidates.source_names[candidates.sources[slot.action]]
             dynamic = self._schema.named("dynamic", dynamic_record(columns, slot.action, source=source))
             self._compare(decision, "dynamic", slot.features["dynamic"], dynamic)
-            self._compare(decision, "training dynamic", training.features["dynamic"], dynamic)
+            self._compare(decision, "training dynamic", named_features(training.features["dynamic"]), dynamic)
             item = find(slot.item_id)
             if item is not None:
                 named = self._schema.named("item", item_record(item))
                 self._compare(decision, "item", slot.features["item"], named)
-                self._compare(decision, "training item", training.features["item"], named)
+                self._compare(decision, "training item", named_features(training.features["item"]), named)
 
     def _compare_shared(
         self, decision: Decision, learned: LearnedDecision, namespace: str, offline: Named, *, skip: Sequence[str]
@@ -233,7 +233,9 @@ class FeatureChecker:
             return {name: value for name, value in named.items() if name.partition("=")[0] not in skipped}
 
         self._compare(decision, namespace, kept(decision.features[namespace]), kept(offline))
-        self._compare(decision, f"training {namespace}", kept(learned.features[namespace]), kept(offline))
+        self._compare(
+            decision, f"training {namespace}", kept(named_features(learned.features[namespace])), kept(offline)
+        )
 
     def _compare(self, decision: Decision, what: str, served: Named, offline: Named) -> None:
         names = served.keys() | offline.keys()

@@ -160,8 +160,8 @@ class Feedback:
                 if about.user_id is not None and about.item_id is not None:
                     interaction = interaction_of(event, item_id=about.item_id, config=self._config)
                     by_user.setdefault(about.user_id, []).append(interaction)
-            for user_id, interactions in by_user.items():
-                await self._users.add_interactions(user_id, interactions)
+            if by_user:
+                await self._users.add_interactions(by_user)
         except StoreUnavailable:
             self._metrics.user_state_failures.labels("add").inc()
 

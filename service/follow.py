@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -25,19 +25,43 @@ _RETRY_S = 0.2
 # Entries are applied for so long before requests get a turn.
 _TURN_S = 0.002
 
+# While a snapshot is loaded its stream is not read; the others are looked after so often.
+_LOADING_BLOCK_MS = 20
+# A snapshot that did not help is loaded again after so long, and twice as long each time.
+_FIRST_RELOAD_S, _LAST_RELOAD_S = 0.1, 5.0
+
 _log = structlog.get_logger("hone.follow")
+
+
+class SnapshotView(ModelSnapshot, frozen=True, kw_only=True):
+    """A snapshot whose arrays are views of what was read: copying them would hold the interpreter."""
+
+    indices: memoryview  # type: ignore[assignment] # read only
+    values: memoryview  # type: ignore[assignment] # read only
+    workspace: memoryview = memoryview(b"")  # type: ignore[assignment] # read only
+
+
 _override_decoder = msgspec.msgpack.Decoder(ConfigOverride)
 _delta_decoder = msgspec.msgpack.Decoder(WeightDelta)
-_snapshot_decoder = msgspec.msgpack.Decoder(ModelSnapshot)
+_snapshot_decoder = msgspec.msgpack.Decoder(SnapshotView)
+
+Built = TypeVar("Built")
 
 
-class Followed(Protocol):
+class Followed(Protocol[Built]):
     """A model that is kept up to date."""
 
     name: str
 
-    def load(self, snapshot: ModelSnapshot) -> None:
-        """Replace everything."""
+    @property
+    def version(self) -> int:
+        """Return the version that is served."""
+
+    def build(self, snapshot: ModelSnapshot) -> Built:
+        """Return what a snapshot is served from, in any thread."""
+
+    def serve(self, built: Built) -> None:
+        """Serve it from now on."""
 
     def apply(self, delta: WeightDelta) -> bool:
         """Apply a change; False when the snapshot is needed."""
@@ -52,7 +76,7 @@ class Follower:
         log: ChangeLog,
         models: ModelStore,
         items: ItemsView,
-        served: Mapping[str, Followed],
+        served: Mapping[str, Followed[Any]],
         live: LiveConfig,
         metrics: Metrics,
     ) -> None:
@@ -69,24 +93,32 @@ class Follower:
         }
         self._metrics = metrics
         self._applied = asyncio.Condition()
+        self._loads: dict[str, asyncio.Task[None]] = {}
+        # Snapshots loaded since the last delta that could be applied, by stream.
+        self._n_loads: dict[str, int] = {}
 
     async def catch_up(self) -> None:
         """Load snapshots and read every stream to its present end; a worker serves after this."""
         for stream in self._served:
             await self._load_snapshot(stream, otherwise="0-0")
+        self._n_loads.clear()
         more = True
         while more:
             more = bool(await self._read(block_ms=0))
 
     async def run(self) -> None:
         """Follow for ever; failed reads are counted and tried again."""
-        while True:
-            try:
-                await self._read(block_ms=_BLOCK_MS)
-            except StoreUnavailable as error:
-                self._metrics.follower_retries.inc()
-                _log.warning("follow.retry", error=str(error))
-                await asyncio.sleep(_RETRY_S)
+        try:
+            while True:
+                try:
+                    await self._read(block_ms=_BLOCK_MS)
+                except StoreUnavailable as error:
+                    self._metrics.follower_retries.inc()
+                    _log.warning("follow.retry", error=str(error))
+                    await asyncio.sleep(_RETRY_S)
+        finally:
+            for task in self._loads.values():
+                task.cancel()
 
     async def apply_own(self, entry_id: str) -> None:
         """Return once the items stream was applied up to an entry, so that the writer's own worker shows it at once."""
@@ -94,7 +126,13 @@ class Follower:
             await self._applied.wait_for(lambda: entry_order(self._items.position) >= entry_order(entry_id))
 
     async def _read(self, *, block_ms: int) -> int:
-        entries = await self._log.read(self._after, count=_BATCH, block_ms=block_ms)
+        """Apply what came and return the number of entries, those of a model that waits for its snapshot left out.
+
+        Without `block_ms`, wait for snapshots too, but for none that has to be loaded again.
+        """
+        after = {stream: entry_id for stream, entry_id in self._after.items() if stream not in self._loads}
+        block_ms = min(block_ms, _LOADING_BLOCK_MS) if self._loads else block_ms
+        entries = await self._log.read(after, count=_BATCH, block_ms=block_ms)
         loop = asyncio.get_running_loop()
         turn_began_s = loop.time()
         for entry in entries:
@@ -111,16 +149,33 @@ class Follower:
             elif entry.stream == CONFIG_STREAM:
                 self._apply_override(entry)
                 self._after[entry.stream] = entry.entry_id
-            elif entry_order(entry.entry_id) > entry_order(self._after[entry.stream]):
-                if self._served[entry.stream].apply(_delta_decoder.decode(entry.payload)):
-                    self._after[entry.stream] = entry.entry_id
-                else:
-                    # Past this delta only with the snapshot: if the store is away now, it is read again.
-                    await self._load_snapshot(entry.stream, otherwise=entry.entry_id)
+            elif entry.stream not in self._loads:
+                self._apply_delta(entry)
         self._metrics.catalogue_items.set(len(self._items.catalogue))
         async with self._applied:
             self._applied.notify_all()
-        return len(entries)
+        waiting = self._loads.keys() & self._n_loads.keys()
+        awaited = [task for stream, task in self._loads.items() if stream not in waiting]
+        if awaited and not block_ms:
+            await asyncio.wait(awaited)
+        for stream in [stream for stream, task in self._loads.items() if task.done()]:
+            self._loads.pop(stream).result()
+        return sum(entry.stream not in waiting for entry in entries)
+
+    def _apply_delta(self, entry: Entry) -> None:
+        stream = entry.stream
+        if self._served[stream].apply(_delta_decoder.decode(entry.payload)):
+            self._after[stream] = entry.entry_id
+            self._n_loads.pop(stream, None)
+            return
+        # Past this delta only with the snapshot: if it does not come, the delta is read again.
+        delay_s = 0.0
+        if n_loads := self._n_loads.get(stream):
+            self._metrics.model_snapshots_stale.inc()
+            delay_s = min(_FIRST_RELOAD_S * 2 ** (n_loads - 1), _LAST_RELOAD_S)
+        self._loads[stream] = asyncio.create_task(
+            self._load_snapshot(stream, otherwise=entry.entry_id, delay_s=delay_s)
+        )
 
     def _apply_item(self, entry: Entry) -> None:
         try:
@@ -144,14 +199,21 @@ class Follower:
             self._metrics.overrides_refused.inc()
             _log.error("follow.override_refused", entry_id=entry.entry_id, error=str(error))
 
-    async def _load_snapshot(self, stream: str, *, otherwise: str) -> None:
+    async def _load_snapshot(self, stream: str, *, otherwise: str, delay_s: float = 0.0) -> None:
         """Serve the snapshot and read on from it; without one, read on from `otherwise`."""
+        if delay_s:
+            await asyncio.sleep(delay_s)
         model = self._served[stream]
         stored = await self._models.load_snapshot(model.name)
         if stored is None:
             self._after[stream] = otherwise
             return
+        self._n_loads[stream] = self._n_loads.get(stream, 0) + 1
         snapshot = _snapshot_decoder.decode(stored)
-        model.load(snapshot)
+        if snapshot.version <= model.version:
+            # It would take back what is served; the delta that asked for it is read again.
+            _log.warning("follow.stale_snapshot", model=model.name, version=snapshot.version, served=model.version)
+            return
+        model.serve(await asyncio.to_thread(model.build, snapshot))
         self._after[stream] = snapshot.stream_id
         _log.info("follow.snapshot", model=model.name, version=snapshot.version)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -40,8 +41,8 @@ class Materialised:
     n_impressions: int
 
 
-async def check_archive(config: Config, url: str, *, salt: bytes) -> CheckReport:
-    """Check every archived decision, with the items stream and the profiles of the live store."""
+async def check_archive(config: Config, url: str, *, salt: bytes, every: int = 1) -> CheckReport:
+    """Check every so many archived decisions, with the items stream and the profiles of the live store."""
     client = connect(url, timeout_s=_TIMEOUT_S)
     try:
         items = await read_items(RedisChangeLog(client))
@@ -52,7 +53,7 @@ async def check_archive(config: Config, url: str, *, salt: bytes) -> CheckReport
     store = OfflineStore(config, folder)
     try:
         return FeatureChecker(config, store=store, items=items, profiles=profiles, salt=salt).check(
-            read_archive(folder)
+            islice(read_archive(folder), 0, None, every)
         )
     finally:
         store.close()
@@ -124,7 +125,7 @@ async def materialise_users(
         events = store.events_of(key, limit=config.store.recent_limit)
         recent = [interaction_of(e, item_id=e.item_id, config=config) for e in events if e.item_id is not None]
         if recent:
-            await users.add_interactions(user_id, recent)
+            await users.add_interactions({user_id: recent})
         shown = store.impressions_of(key, limit=config.store.impressions_limit)
         if shown:
             await users.add_impressions({user_id: shown})

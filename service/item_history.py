@@ -26,3 +26,12 @@ class ItemHistory:
         """Return an item as of a position, None where there was none."""
         index = bisect_right(self._positions.get(item_id, []), entry_order(position))
         return self._versions[item_id][index - 1] if index else None
+
+    @property
+    def ids(self) -> list[str]:
+        """Return the ids that were ever put, sorted."""
+        return sorted(self._versions)
+
+    def newest(self, item_id: str) -> Item | None:
+        """Return an item as it is now, None when it was deleted."""
+        return self._versions[item_id][-1]

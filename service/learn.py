@@ -9,39 +9,42 @@ import msgspec
 import structlog
 
 from bandit.features import FeatureSchema
-from bandit.joining import Joined, Joiner, JoinEvent, Position
-from bandit.learner import Learner
+from bandit.joining import Joined, Joiner, Position
+from bandit.learner import Learner, collision_share
 from bandit.vw_format import Encoded
-from bandit.vw_format import encode as encode_features
+from service.adoption import Adoptions
 from service.config import Config, SurfaceConfig
 from service.count_items import ItemCounting
-from service.errors import StoreUnavailable
 from service.feedback import interaction_of
 from service.impressions import impressions_of
+from service.journal_joins import JournalJoins
 from service.journal_reader import JournalReader, entry_id_of, just_before, position_of
-from service.learned import LearnedDecision
+from service.learned import Learnable, LearnedDecision
 from service.messages import (
     Checkpoint,
     ConfigChange,
     Erasure,
     Event,
     Heartbeat,
-    Impression,
-    Interaction,
     ModelSnapshot,
+    Promotion,
     WeightDelta,
     encode,
 )
 from service.metrics import Metrics
 from service.ports import Journal, ModelStore, UserStates
+from service.repair_users import UserRepairs
 
-_BATCH = 512
+# Entries between two publications, when more are waiting: a delta of many outcomes names a weight once.
+_BATCH = 1_024
 _BLOCK_MS = 50
 # Journal time must move for windows to close; an idle journal gets a heartbeat this often.
 _HEARTBEAT_MS = 1_000
 _SNAPSHOT_EVERY = 1_000
-# Slots that were not drawn: their propensity is 1 and teaches nothing about the choice.
-_PLACED = frozenset({"sponsored", "pinned"})
+# Applying so many weights takes a worker about a millisecond.
+_DELTA_WEIGHTS = 65_536
+# A table that is fuller than this is warned about: of its used weights, 31% serve several features.
+_CROWDED_SHARE = 0.5
 
 _log = structlog.get_logger("hone.learn")
 
@@ -67,7 +70,7 @@ class ModelLoop(Generic[L]):
     """
 
     _decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
-        LearnedDecision | Event | Heartbeat | ConfigChange | Erasure
+        LearnedDecision | Event | Heartbeat | ConfigChange | Erasure | Promotion
     )
 
     def __init__(
@@ -83,24 +86,33 @@ class ModelLoop(Generic[L]):
         counting: ItemCounting | None = None,
     ) -> None:
         self._config = config
-        self._model = model
+        self.model = model
         # The statistics of items have one writer: the learner that is given the counting.
         self._counting = counting
         self._schema: FeatureSchema = config.features
         self._journal = journal
         self._models = models
-        self._users = users
         self._metrics = metrics
         self._clock = clock
-        self._policies = {name: s.reward for name, s in config.surfaces.items() if self._learns(s)}
-        longest_s = max((policy.window_s for policy in self._policies.values()), default=600.0)
-        self._joiner: Joiner[LearnedDecision] = Joiner(pending_ms=int(longest_s * 1000))
+        self._joins = JournalJoins(
+            decoder=self._decoder,
+            policies={name: s.reward for name, s in config.surfaces.items() if self._learns(s)},
+            hold=self._hold,
+            counting=counting,
+        )
+        self._joiner: Joiner[Any] = self._joins.joiner
+        self._repairs = UserRepairs(users, metrics)
         self._learner: L = self._build_learner(None)
+        self._positions: dict[int, Encoded] = {}
         self._reader = JournalReader(journal, {})
+        self._unapplied: list[tuple[Position, bytes]] = []
+        self._adoptions = Adoptions(config, model, models)
         self._epoch = 0
         self._version = 0
         self._applied: dict[int, Position] = {}
         self._n_published = 0
+        self._lease_ms = int(config.store.lease_s * 1000)
+        self._renewed_at_ms = 0
         self._saved_at_ms = 0
         self._newest_ms = 0
 
@@ -109,32 +121,49 @@ class ModelLoop(Generic[L]):
         """Return the last published version."""
         return self._version
 
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Return joins by reason since the first start."""
+        return self._joiner.counters
+
+    @property
+    def lag_s(self) -> float:
+        """Return the age of the newest applied entry, 0 before the first."""
+        return max(0.0, (self._clock() - self._newest_ms) / 1000) if self._newest_ms else 0.0
+
+    async def is_led(self) -> bool:
+        """Return whether a learner of this model is alive; a standby starts when none is."""
+        return await self._models.lease_holder(self.model) is not None
+
     async def start(self) -> None:
-        """Take the next epoch, restore the checkpoint, rebuild open joins and publish a snapshot.
+        """Take the next epoch and the lease, restore the checkpoint, rebuild open joins and publish a snapshot.
+
+        Start once; after a failure, start another learner.
 
         Raises:
+            Fenced: another learner has started meanwhile.
             ValueError: the checkpoint is of another feature schema or table size.
         """
-        self._epoch = await self._models.take_epoch(self._model)
-        stored = await self._models.load_checkpoint(self._model)
+        self._epoch = await self._models.take_epoch(self.model)
+        await self._hold_lease()
+        stored = await self._models.load_checkpoint(self.model)
         if stored is not None:
             await self._restore(msgspec.msgpack.decode(stored, type=Checkpoint))
-        newest = await self._models.last_delta(self._model)
-        published = await self._models.load_snapshot(self._model)
+        newest = await self._models.last_delta(self.model)
+        published = await self._models.load_snapshot(self.model)
         # Versions go on from what workers may have seen, also past the checkpoint.
         seen = [self._version]
         if newest is not None:
             seen.append(msgspec.msgpack.decode(newest[1], type=WeightDelta).version)
         if published is not None:
             seen.append(msgspec.msgpack.decode(published, type=ModelSnapshot).version)
-        self._version = max(seen) + 1
-        await self._publish_snapshot(newest[0] if newest else "0-0")
+        self._version = max(seen)
+        await self._publish_whole(newest[0] if newest else "0-0")
         if self._counting is not None:
             await self._counting.start(self._epoch)
-        # An empty delta on top of the snapshot: followers see that it is not theirs and load the snapshot.
-        await self._publish(b"", b"")
         self._saved_at_ms = self._clock()
-        _log.info("learn.started", model=self._model, epoch=self._epoch, version=self._version)
+        self._metrics.learner_leads.labels(self.model).set(1)
+        _log.info("learn.started", model=self.model, epoch=self._epoch, version=self._version)
 
     async def step(self) -> int:
         """Apply what came, publish what changed, checkpoint when due; return the number of entries applied.
@@ -143,41 +172,80 @@ class ModelLoop(Generic[L]):
             Fenced: another learner has taken over; this one must end.
             StoreUnavailable: nothing is lost; entries that were applied stay applied, calling again goes on.
         """
-        entries = await self._reader.read(count=_BATCH, block_ms=_BLOCK_MS)
-        interactions: dict[str, list[Interaction]] = {}
-        shown: dict[str, list[Impression]] = {}
+        await self._renew_lease()
+        entries = await self._next_entries()
         for position, payload in entries:
-            entry = self._decode(position, payload)
-            for joined in self._apply(position, entry):
+            entry = self._joins.decode(position, payload)
+            for joined in self._joins.apply(position, entry):
                 self._learn(joined)
+                # One entry may close the windows of very many slots.
+                await self._renew_lease()
             self._applied[position[1]] = position
             self._newest_ms = position[0]
             self._after_entry(position)
-            if isinstance(entry, Event):
-                user_id, item_id = self._about(entry)
-                if user_id and item_id:
-                    interaction = interaction_of(entry, item_id=item_id, config=self._config)
-                    interactions.setdefault(user_id, []).append(interaction)
-            elif isinstance(entry, LearnedDecision) and entry.model == self._model and entry.user_id is not None:
-                item_ids = [slot.item_id for slot in entry.slots]
-                impressions = impressions_of(entry.event_id, item_ids, entry.decided_at_unix_ms)
-                shown.setdefault(entry.user_id, []).extend(impressions)
+            self._note_user(entry)
+            if isinstance(entry, Promotion) and entry.model == self.model:
+                self._adopt(position, entry)
+        await self._adoptions.store_replaced()
         await self._publish_change()
         now_ms = self._clock()
         if self._counting is not None:
             await self._counting.publish(now_ms)
-        await self._repair_users(interactions, shown)
-        if now_ms - self._saved_at_ms >= self._config.models[self._model].checkpoint_s * 1000:
+        is_repaired = await self._repairs.write()
+        # A checkpoint says that its entries need not be read again, so it waits for the users' states.
+        if is_repaired and now_ms - self._saved_at_ms >= self._config.models[self.model].checkpoint_s * 1000:
             await self.save()
         if not entries:
             await self._beat(now_ms)
         self._show(now_ms)
         return len(entries)
 
+    async def _next_entries(self) -> list[tuple[Position, bytes]]:
+        """Return the next entries, once everything that they name is at hand."""
+        if not self._unapplied:
+            self._unapplied = await self._reader.read(count=_BATCH, block_ms=_BLOCK_MS)
+        await self._adoptions.fetch(payload for _, payload in self._unapplied)
+        entries, self._unapplied = self._unapplied, []
+        return entries
+
+    def _adopt(self, position: Position, promotion: Promotion) -> None:
+        """Go on from a promoted artefact; only models that rank are promoted."""
+
     async def save(self) -> None:
         """Write the checkpoint under this learner's epoch."""
-        await self._models.save_checkpoint(self._model, self._epoch, encode(self._checkpoint()))
+        # A checkpoint says that its entries need not be read again.
+        await self._adoptions.store_replaced()
+        await self._models.save_checkpoint(self.model, self._epoch, encode(self._checkpoint()))
         self._saved_at_ms = self._clock()
+
+    async def end(self) -> None:
+        """Write the checkpoint and let a standby take over at once."""
+        await self.save()
+        await self._models.release_lease(self.model, self._epoch)
+
+    def show_standby(self) -> None:
+        """Show in the metrics that another learner leads, or none."""
+        self._metrics.learner_leads.labels(self.model).set(0)
+
+    async def _renew_lease(self) -> None:
+        """Renew the lease when a quarter of it is over."""
+        if self._clock() - self._renewed_at_ms >= self._lease_ms / 4:
+            await self._hold_lease()
+
+    async def _hold_lease(self) -> None:
+        self._renewed_at_ms = self._clock()
+        await self._models.hold_lease(self.model, self._epoch, lease_ms=self._lease_ms)
+
+    def _note_user(self, entry: Any) -> None:  # noqa: ANN401 - the union, or None
+        """Take note of what an entry says about a user."""
+        if isinstance(entry, Event):
+            user_id, item_id = self._joins.about(entry)
+            if user_id and item_id:
+                self._repairs.add_interaction(user_id, interaction_of(entry, item_id=item_id, config=self._config))
+        elif isinstance(entry, LearnedDecision) and entry.model == self.model and entry.user_id is not None:
+            item_ids = [slot.item_id for slot in entry.slots]
+            shown = impressions_of(entry.event_id, item_ids, entry.decided_at_unix_ms)
+            self._repairs.add_impressions(entry.user_id, shown)
 
     def _after_entry(self, position: Position) -> None:
         """Take note that everything up to an entry is learned."""
@@ -205,7 +273,7 @@ class ModelLoop(Generic[L]):
     def _checkpoint(self) -> Checkpoint:
         oldest = {}
         for partition in self._applied:
-            open_position = self._oldest_open(partition)
+            open_position = self._joins.oldest_open(partition)
             oldest[str(partition)] = entry_id_of(open_position) if open_position else ""
         waiting: dict[str, list[str]] = {}
         for position in self._joiner.waiting():
@@ -222,85 +290,30 @@ class ModelLoop(Generic[L]):
             counters=dict(self._joiner.counters),
             waiting=waiting,
             item_stats=b"" if self._counting is None else self._counting.checkpoint(),
+            artefact=self._adoptions.artefact,
         )
         return checkpoint
 
-    def _oldest_open(self, partition: int) -> Position | None:
-        """Return where a partition must be reread from, for the joins and for the counts."""
-        counted = None if self._counting is None else self._counting.oldest_open()
-        joined = self._joiner.oldest_open(partition)
-        if counted is None or (joined is not None and joined <= counted):
-            return joined
-        return counted if counted[1] == partition else (counted[0], partition, 0)
-
-    def _decode(self, position: Position, payload: bytes) -> Any:  # noqa: ANN401 - the union, or None
-        try:
-            return self._decoder.decode(payload)
-        except msgspec.MsgspecError as error:
-            # Stopping here would stop learning for good; the entry stays in the journal and is counted.
-            self._joiner.counters["entry_unreadable"] += 1
-            _log.error("learn.unreadable", position=position, error=str(error))
-            return None
-
-    def _about(self, event: Event) -> tuple[str | None, str | None]:
-        """Return the user and item of an event, from its decision where it does not say."""
-        decision = self._joiner.payload_of(event.event_id) if event.event_id else None
-        item_id = event.item_id
-        if decision is not None and item_id is None and event.slot is not None and event.slot < len(decision.slots):
-            item_id = decision.slots[event.slot].item_id
-        return event.user_id or (decision.user_id if decision else None), item_id
-
-    def _apply(self, position: Position, entry: Any) -> list[Joined[LearnedDecision]]:  # noqa: ANN401 - the union
-        if self._counting is not None and not isinstance(entry, Event):
-            if isinstance(entry, LearnedDecision):
-                self._counting.add_decision(position, entry)
-            else:
-                self._counting.advance(position)
-        if isinstance(entry, LearnedDecision):
-            policy = self._policies.get(entry.surface)
-            if policy is None or not self._is_ours(entry):
-                return self._joiner.advance(position[0])
-            return self._joiner.add_decision(
-                position,
-                event_id=entry.event_id,
-                policy=policy,
-                item_ids=[slot.item_id for slot in entry.slots],
-                user_key=entry.user_key,
-                learnable=[slot.reason not in _PLACED for slot in entry.slots],
-                payload=entry,
-            )
-        if isinstance(entry, Event):
-            event = JoinEvent(
-                client_id=entry.client_id,
-                event_type=entry.event_type,
-                event_id=entry.event_id,
-                user_key=entry.user_key,
-                item_id=entry.item_id,
-                slot=entry.slot,
-                value=entry.value,
-            )
-            if self._counting is not None:
-                self._counting.add_event(position, event)
-            return self._joiner.add_event(position, event)
-        return self._joiner.advance(position[0])
-
-    def _is_ours(self, decision: LearnedDecision) -> bool:
-        """Return whether a decision of one of the surfaces was made with this model."""
+    def _hold(self, decision: LearnedDecision) -> Learnable | None:
+        """Return what is held of a decision, None when it was not made with this model."""
         raise NotImplementedError
 
     def _shared(self, joined: Joined[Any]) -> dict[str, Encoded]:
         """Return the shared features; the position is learned where the item stood, scoring uses the reference."""
-        return encoded({**joined.payload.features, "position": self._schema.named("position", {"slot": joined.slot})})
+        if joined.slot not in self._positions:
+            self._positions[joined.slot] = self._schema.encode("position", {"slot": joined.slot})
+        return {**joined.payload.shared, "position": self._positions[joined.slot]}
 
     async def _restore(self, checkpoint: Checkpoint) -> None:
         if checkpoint.schema_version != self._schema.version:
             raise ValueError(
-                f"model {self._model!r}: the checkpoint is of feature schema {checkpoint.schema_version}, "
+                f"model {self.model!r}: the checkpoint is of feature schema {checkpoint.schema_version}, "
                 f"the configuration declares {self._schema.version}; use a new model name for a new schema"
             )
         self._learner = self._build_learner(checkpoint.workspace)
         self._learner.n_learned, self._learner.loss_sum = checkpoint.n_learned, checkpoint.loss_sum
         self._version = checkpoint.model_version
+        self._adoptions.artefact = checkpoint.artefact
         self._applied = {int(p): position_of(int(p), entry_id) for p, entry_id in checkpoint.positions.items()}
         after = {
             int(p): just_before(checkpoint.oldest_open[p]) if checkpoint.oldest_open[p] else entry_id
@@ -321,35 +334,31 @@ class ModelLoop(Generic[L]):
         """Apply the entries up to the checkpoint again; what they join was learned already."""
         last = max(self._applied.values(), default=(0, 0, 0))
         while entries := await reader.read(count=_BATCH, block_ms=0):
+            await self._renew_lease()
             for position, payload in entries:
                 if position > last:
                     return
-                self._apply(position, self._decode(position, payload))
+                self._joins.apply(position, self._joins.decode(position, payload))
 
     async def _publish(self, indices: bytes, values: bytes) -> None:
         delta = WeightDelta(
             epoch=self._epoch, base_version=self._version, version=self._version + 1, indices=indices, values=values
         )
-        stream_id = await self._models.publish_delta(self._model, self._epoch, encode(delta))
+        stream_id = await self._models.publish_delta(self.model, self._epoch, encode(delta))
         self._version += 1
         self._n_published += 1
         if self._n_published % _SNAPSHOT_EVERY == 0:
             await self._publish_snapshot(stream_id)
 
-    async def _publish_snapshot(self, stream_id: str) -> None:
-        await self._models.publish_snapshot(self._model, self._epoch, encode(self._snapshot(stream_id)))
+    async def _publish_whole(self, stream_id: str) -> None:
+        """Publish a snapshot that does not follow from what was published; `stream_id` is of the newest delta."""
+        self._version += 1
+        await self._publish_snapshot(stream_id)
+        # An empty delta on top of the snapshot: followers see that it is not theirs and load the snapshot.
+        await self._publish(b"", b"")
 
-    async def _repair_users(
-        self, interactions: Mapping[str, list[Interaction]], shown: Mapping[str, list[Impression]]
-    ) -> None:
-        """Add again what API workers add eagerly; the same bytes, so nothing doubles."""
-        try:
-            for user_id, of_user in interactions.items():
-                await self._users.add_interactions(user_id, of_user)
-            if shown:
-                await self._users.add_impressions(shown)
-        except StoreUnavailable:
-            self._metrics.user_state_failures.labels("repair").inc()
+    async def _publish_snapshot(self, stream_id: str) -> None:
+        await self._models.publish_snapshot(self.model, self._epoch, encode(self._snapshot(stream_id)))
 
     async def _beat(self, now_ms: int) -> None:
         if (self._joiner.n_open or self._reader.n_held) and now_ms - self._newest_ms >= _HEARTBEAT_MS:
@@ -360,9 +369,8 @@ class ModelLoop(Generic[L]):
     def _show(self, now_ms: int) -> None:
         for reason, count in self._joiner.counters.items():
             self._metrics.learner_outcomes.labels(reason).set(count)
-        self._metrics.model_version.labels(self._model).set(self._version)
-        if self._newest_ms:
-            self._metrics.learner_lag_seconds.set(max(0.0, (now_ms - self._newest_ms) / 1000))
+        self._metrics.model_version.labels(self.model).set(self._version)
+        self._metrics.learner_lag_seconds.set(self.lag_s)
         if self._learner.n_learned:
             self._metrics.learner_loss.set(self._learner.loss_sum / self._learner.n_learned)
 
@@ -370,27 +378,60 @@ class ModelLoop(Generic[L]):
 class LearnerLoop(ModelLoop[Learner]):
     """Learns a linear model from shared context and drawn item, and publishes the weights that changed."""
 
+    _is_crowded = False
+    # Whether followers must load everything anew: what changed is more than what was touched.
+    _is_replaced = False
+
     def _build_learner(self, model_bytes: bytes | None) -> Learner:
-        return Learner(self._config.model_spec(self._model), model_bytes)
+        return Learner(self._config.model_spec(self.model), model_bytes)
 
     def _learns(self, surface: SurfaceConfig) -> bool:
-        return surface.model == self._model
+        # Any surface may give this model a share of its users.
+        return True
 
-    def _is_ours(self, decision: LearnedDecision) -> bool:
-        return decision.model == self._model
+    def _adopt(self, position: Position, promotion: Promotion) -> None:
+        adopted = self._adoptions.adopt(promotion, position, self._learner)
+        if adopted is None:
+            self._joiner.counters["promotion_refused"] += 1
+            return
+        self._learner, self._is_replaced = adopted, True
 
-    def _learn(self, joined: Joined[LearnedDecision]) -> None:
+    def _hold(self, decision: LearnedDecision) -> Learnable | None:
+        return Learnable.of(decision) if decision.model == self.model else None
+
+    def _learn(self, joined: Joined[Learnable]) -> None:
         if joined.kind == "late":
             return
-        slot = joined.payload.slots[joined.slot]
-        features = encoded(slot.features)
-        self._learner.learn(self._shared(joined), features, reward=joined.reward, propensity=slot.propensity)
+        held, slot = joined.payload, joined.slot
+        self._learner.learn(
+            self._shared(joined), held.actions[slot], reward=joined.reward, propensity=held.propensities[slot]
+        )
 
     async def _publish_change(self) -> None:
-        change = self._learner.change()
-        if len(change.indices):
-            await self._publish(change.indices.astype("<u4").tobytes(), change.values.astype("<f4").tobytes())
+        if self._is_replaced:
+            newest = await self._models.last_delta(self.model)
+            await self._publish_whole(newest[0] if newest else "0-0")
             self._learner.forget_change()
+            self._is_replaced = False
+        change = self._learner.change()
+        # Each part is a version of its own: a worker applies one between two requests.
+        for start in range(0, len(change.indices), _DELTA_WEIGHTS):
+            part = slice(start, start + _DELTA_WEIGHTS)
+            await self._publish(
+                change.indices[part].astype("<u4").tobytes(), change.values[part].astype("<f4").tobytes()
+            )
+        if len(change.indices):
+            self._learner.forget_change()
+
+    async def save(self) -> None:
+        """Write the checkpoint, and look how full the weight table is."""
+        await super().save()
+        occupied = self._learner.occupied_share()
+        self._metrics.model_occupied_share.labels(self.model).set(occupied)
+        self._metrics.model_collision_share.labels(self.model).set(collision_share(occupied))
+        if occupied > _CROWDED_SHARE and not self._is_crowded:
+            _log.warning("learn.table_crowded", model=self.model, occupied_share=occupied, hint="raise models.*.bits")
+        self._is_crowded = occupied > _CROWDED_SHARE
 
     def _snapshot(self, stream_id: str) -> ModelSnapshot:
         weights = self._learner.all_weights()
@@ -403,9 +444,5 @@ class LearnerLoop(ModelLoop[Learner]):
             arguments=self._learner.spec.arguments(),
             indices=weights.indices.astype("<u4").tobytes(),
             values=weights.values.astype("<f4").tobytes(),
+            artefact=self._adoptions.artefact,
         )
-
-
-def encoded(named: Mapping[str, Mapping[str, float]]) -> dict[str, Encoded]:
-    """Return named features hashed, by namespace."""
-    return {namespace: encode_features(namespace, features) for namespace, features in named.items()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -14,16 +16,15 @@ from bandit.joining import Joined, Position
 from service.config import Config, SurfaceConfig, explorer_of
 from service.decision_record import unpack_shortlisted
 from service.learn import ModelLoop
-from service.learned import LearnedDecision, LearnedSlot
+from service.learned import Learnable, LearnedDecision, LearnedSlot
 from service.messages import (
     Checkpoint,
     ConfigChange,
     Erasure,
     Event,
     Heartbeat,
-    Impression,
-    Interaction,
     ModelSnapshot,
+    Promotion,
     Shortlisted,
     encode,
 )
@@ -51,6 +52,21 @@ class ExploredDecision(LearnedDecision, frozen=True, tag="decision"):
     shortlisted: Shortlisted | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LearnableShortlists(Learnable):
+    """What is held of a decision; see `Learnable`.
+
+    Attributes:
+        drawn: Each slot's item, as a position in the candidate list.
+        shortlists: uint32 [m] of each slot, positions in the candidate list; empty without one.
+        shortlisted: Features of the actions on them.
+    """
+
+    drawn: list[int]
+    shortlists: list[bytes]
+    shortlisted: Shortlisted
+
+
 class ExplorerLoop(ModelLoop[Explorer]):
     """Learns an explorer from the surfaces that explore with it, and publishes it whole, at a bounded rate.
 
@@ -63,7 +79,7 @@ class ExplorerLoop(ModelLoop[Explorer]):
         check: loads a model in another process; False when that failed.
     """
 
-    _decoder = msgspec.msgpack.Decoder(ExploredDecision | Event | Heartbeat | ConfigChange | Erasure)
+    _decoder = msgspec.msgpack.Decoder(ExploredDecision | Event | Heartbeat | ConfigChange | Erasure | Promotion)
 
     def __init__(
         self,
@@ -99,35 +115,47 @@ class ExplorerLoop(ModelLoop[Explorer]):
     async def save(self) -> None:
         """Write the last cut under this learner's epoch."""
         if self._cut is not None:
-            await self._models.save_checkpoint(self._model, self._epoch, encode(self._cut))
+            await self._models.save_checkpoint(self.model, self._epoch, encode(self._cut))
         self._saved_at_ms = self._clock()
 
     def _build_learner(self, model_bytes: bytes | None) -> Explorer:
-        spec = self._config.explorer_spec(self._model)
+        spec = self._config.explorer_spec(self.model)
         return Explorer(spec, model_bytes or Explorer(spec).serialize())
 
     def _learns(self, surface: SurfaceConfig) -> bool:
-        return explorer_of(surface) == self._model
+        return explorer_of(surface) == self.model
 
-    def _is_ours(self, decision: LearnedDecision) -> bool:
+    def _hold(self, decision: LearnedDecision) -> LearnableShortlists | None:
         assert isinstance(decision, ExploredDecision)
-        return decision.shortlisted is not None and decision.exploration.get("model") == self._model
+        if decision.shortlisted is None or decision.exploration.get("model") != self.model:
+            return None
+        held = Learnable.of(decision)
+        return LearnableShortlists(
+            user_id=held.user_id,
+            item_ids=held.item_ids,
+            propensities=held.propensities,
+            shared=held.shared,
+            actions=held.actions,
+            drawn=[slot.action for slot in decision.slots],
+            shortlists=[slot.shortlist for slot in decision.slots],
+            shortlisted=decision.shortlisted,
+        )
 
-    def _learn(self, joined: Joined[ExploredDecision]) -> None:
-        decision, slot = joined.payload, joined.payload.slots[joined.slot]
-        if joined.kind == "late" or decision.shortlisted is None or not slot.shortlist:
+    def _learn(self, joined: Joined[LearnableShortlists]) -> None:
+        held, slot = joined.payload, joined.slot
+        if joined.kind == "late" or not held.shortlists[slot]:
             return
-        features = unpack_shortlisted(decision.shortlisted)
-        actions: list[int] = np.frombuffer(slot.shortlist, dtype="<u4").tolist()
-        if slot.action not in actions:
+        features = unpack_shortlisted(held.shortlisted)
+        actions: list[int] = np.frombuffer(held.shortlists[slot], dtype="<u4").tolist()
+        if held.drawn[slot] not in actions:
             # The uniform floor drew it from past the shortlist.
-            actions.append(slot.action)
+            actions.append(held.drawn[slot])
         self._learner.learn(
             self._shared(joined),
             [features[action] for action in actions],
-            chosen=actions.index(slot.action),
+            chosen=actions.index(held.drawn[slot]),
             reward=joined.reward,
-            propensity=slot.propensity,
+            propensity=held.propensities[slot],
         )
 
     def _after_entry(self, position: Position) -> None:
@@ -145,14 +173,18 @@ class ExplorerLoop(ModelLoop[Explorer]):
         if n_learned == self._n_at_publish or now_ms - self._published_at_ms < self._settings.publish_s * 1000:
             return
         self._published_at_ms = now_ms
-        newest = await self._models.last_delta(self._model)
+        newest = await self._models.last_delta(self.model)
         self._version += 1
         snapshot = self._snapshot(newest[0] if newest else "0-0")
-        if not await self._check(self._learner.spec, snapshot.workspace):
+        # The child process may take longer than the lease lasts.
+        checking = asyncio.ensure_future(self._check(self._learner.spec, snapshot.workspace))
+        while not (await asyncio.wait({checking}, timeout=self._lease_ms / 4000))[0]:
+            await self._renew_lease()
+        if not checking.result():
             self._metrics.explorer_refused.inc()
-            _log.error("learn.explorer_refused", model=self._model, version=self._version)
+            _log.error("learn.explorer_refused", model=self.model, version=self._version)
             return
-        await self._models.publish_snapshot(self._model, self._epoch, encode(snapshot))
+        await self._models.publish_snapshot(self.model, self._epoch, encode(snapshot))
         # An entry without weights: followers that serve an older version load the snapshot.
         await self._publish(b"", b"")
         self._n_at_publish = n_learned
@@ -172,10 +204,8 @@ class ExplorerLoop(ModelLoop[Explorer]):
             workspace_digest=workspace_digest(workspace),
         )
 
-    async def _repair_users(
-        self, interactions: Mapping[str, list[Interaction]], shown: Mapping[str, list[Impression]]
-    ) -> None:
+    def _note_user(self, entry: Any) -> None:  # noqa: ANN401 - the union, or None
         """Leave users to the loop of the surface's own model."""
 
     def _show(self, now_ms: int) -> None:
-        self._metrics.model_version.labels(self._model).set(self._version)
+        self._metrics.model_version.labels(self.model).set(self._version)

@@ -1,17 +1,24 @@
-"""What learning reads of a decision: everything but its candidates."""
+"""What learning reads of a decision: everything but its candidates, features hashed as they are learned."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
 import msgspec
+
+from bandit.vw_format import Encoded
+from bandit.vw_format import encode as encode_features
 
 
 class LearnedSlot(msgspec.Struct, frozen=True):
-    """What learning reads of a slot record; the fields mean what they mean there."""
+    """What learning reads of a slot record; the fields mean what they mean there, features are still encoded."""
 
     item_id: str
     propensity: float
     reason: str
-    features: dict[str, dict[str, float]]
+    features: dict[str, msgspec.Raw]
 
 
 class LearnedDecision(msgspec.Struct, frozen=True, tag_field="type", tag="decision"):
@@ -23,14 +30,65 @@ class LearnedDecision(msgspec.Struct, frozen=True, tag_field="type", tag="decisi
     model: str
     user_id: str | None
     user_key: str
-    features: dict[str, dict[str, float]]
+    features: dict[str, msgspec.Raw]
     slots: list[LearnedSlot]
     degraded: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Learnable:
+    """What is held of a decision until it is learned; nothing of it keeps the entry's bytes alive.
+
+    Attributes:
+        user_id: None for anonymous.
+        item_ids: The slate.
+        propensities: One a slot.
+        shared: Shared features as served, by namespace.
+        actions: Features of each slot's item as served, by namespace.
+    """
+
+    user_id: str | None
+    item_ids: list[str]
+    propensities: list[float]
+    shared: dict[str, Encoded]
+    actions: list[dict[str, Encoded]]
+
+    @classmethod
+    def of(cls, decision: LearnedDecision) -> Learnable:
+        """Return what is held of a decision.
+
+        Raises:
+            ValueError: its features are not what features are.
+        """
+        return cls(
+            user_id=decision.user_id,
+            item_ids=[slot.item_id for slot in decision.slots],
+            propensities=[slot.propensity for slot in decision.slots],
+            shared=_hashed_namespaces(decision.features),
+            actions=[_hashed_namespaces(slot.features) for slot in decision.slots],
+        )
+
+
 _decoder = msgspec.msgpack.Decoder(LearnedDecision)
+_features_decoder = msgspec.msgpack.Decoder(dict[str, float])
 
 
 def learned_decision(payload: bytes) -> LearnedDecision:
     """Return what learning reads of an encoded decision."""
     return _decoder.decode(payload)
+
+
+def named_features(packed: msgspec.Raw | bytes) -> dict[str, float]:
+    """Return the features of one namespace by name."""
+    return _features_decoder.decode(packed)
+
+
+def _hashed_namespaces(packed: Mapping[str, msgspec.Raw]) -> dict[str, Encoded]:
+    return {namespace: _hashed(namespace, bytes(features)) for namespace, features in packed.items()}
+
+
+@lru_cache(maxsize=32_768)
+def _hashed(namespace: str, packed: bytes) -> Encoded:
+    """Return one namespace's features hashed. The same items, contexts and users come again and again."""
+    encoded = encode_features(namespace, named_features(packed))
+    return Encoded(names=(), indices=encoded.indices, values=encoded.values)

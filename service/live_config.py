@@ -24,6 +24,7 @@ LIVE_KEYS = (
     "seen",
     "age_gate",
     "deadline_ms",
+    "canary",
 )
 
 

@@ -246,6 +246,28 @@ class ConfigChange(Stored, frozen=True, kw_only=True, tag_field="type", tag="con
     reason: str
 
 
+class Promotion(Stored, frozen=True, kw_only=True, tag_field="type", tag="promotion"):
+    """A model goes on from an artefact, from this entry's place in the journal on.
+
+    Attributes:
+        at_unix_ms: When it was asked for.
+        model: The model.
+        artefact: Id of what it goes on from.
+        checksum: SHA-256 of the stored artefact, hexadecimal.
+        stage: canary, full or rollback.
+        author: Who asked.
+        reason: Why, with the figures of the gates.
+    """
+
+    at_unix_ms: int
+    model: str
+    artefact: str
+    checksum: str
+    stage: str
+    author: str
+    reason: str
+
+
 class Erasure(Stored, frozen=True, kw_only=True, tag_field="type", tag="erasure"):
     """A user asked to be forgotten: what was decided for them or reported of them up to now leaves the archive.
 
@@ -258,7 +280,7 @@ class Erasure(Stored, frozen=True, kw_only=True, tag_field="type", tag="erasure"
     at_unix_ms: int
 
 
-JournalEntry = Decision | Event | Heartbeat | ConfigChange | Erasure
+JournalEntry = Decision | Event | Heartbeat | ConfigChange | Erasure | Promotion
 
 # --- streams that every worker follows -----------------------------------------------------------------------------
 
@@ -413,6 +435,7 @@ class ModelSnapshot(Stored, frozen=True, kw_only=True):
         values: float32 [m].
         workspace: A VW explorer as a whole; empty for a model that is published as weights.
         workspace_digest: BLAKE2b of it, hexadecimal.
+        artefact: Id of the artefact that the model goes on from; empty when it began from nothing.
     """
 
     epoch: int
@@ -425,6 +448,19 @@ class ModelSnapshot(Stored, frozen=True, kw_only=True):
     values: bytes
     workspace: bytes = b""
     workspace_digest: str = ""
+    artefact: str = ""
+
+
+class Artefact(Stored, frozen=True, kw_only=True):
+    """A trained model that may be promoted; it never changes.
+
+    Attributes:
+        manifest: JSON with checksum and, given a key, a signature.
+        workspace: Serialised VW workspace.
+    """
+
+    manifest: bytes
+    workspace: bytes
 
 
 class Checkpoint(Stored, frozen=True, kw_only=True):
@@ -442,6 +478,7 @@ class Checkpoint(Stored, frozen=True, kw_only=True):
         counters: Outcomes and events by reason.
         item_stats: Encoded `ItemStats` of every item as of `positions`; empty when this learner counts none.
         waiting: Journal ids of events that wait for their decision, by partition; None in older checkpoints.
+        artefact: Id of the artefact that the model goes on from; empty when it began from nothing.
     """
 
     epoch: int
@@ -455,6 +492,7 @@ class Checkpoint(Stored, frozen=True, kw_only=True):
     counters: dict[str, int]
     waiting: dict[str, list[str]] | None = None
     item_stats: bytes = b""
+    artefact: str = ""
 
 
 class Outcome(Stored, frozen=True, kw_only=True):

@@ -21,6 +21,9 @@ class Metrics:
         self.events = Counter("hone_events_total", "Events by fate", ["fate"], registry=r)
         self.model_version = Gauge("hone_model_version", "Model version served", ["model"], registry=r)
         self.model_gaps = Counter("hone_model_gaps_total", "Weight deltas missed, snapshot loaded", registry=r)
+        self.model_snapshots_stale = Counter(
+            "hone_model_snapshots_stale_total", "Snapshots loaded that did not reach the next delta", registry=r
+        )
         self.scorer_mismatches = Counter(
             "hone_scorer_mismatches_total", "Sampled requests on which table and VW differed", registry=r
         )
@@ -46,6 +49,18 @@ class Metrics:
         )
         self.learner_outcomes = Gauge(
             "hone_learner_outcomes", "Joins by reason since the first start", ["reason"], registry=r
+        )
+        self.model_occupied_share = Gauge(
+            "hone_model_occupied_share", "Share of the weight table in use", ["model"], registry=r
+        )
+        self.model_collision_share = Gauge(
+            "hone_model_collision_share",
+            "Expected share of used weights that several features share",
+            ["model"],
+            registry=r,
+        )
+        self.learner_leads = Gauge(
+            "hone_learner_leads", "1 when this process learns the model, 0 when it stands by", ["model"], registry=r
         )
         self.learner_lag_seconds = Gauge("hone_learner_lag_seconds", "Age of the newest applied entry", registry=r)
         self.learner_loss = Gauge("hone_learner_progressive_loss", "Mean progressive squared loss", registry=r)

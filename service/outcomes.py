@@ -34,11 +34,9 @@ class OutcomeJoins:
     """
 
     def __init__(self, config: Config) -> None:
-        self._policies = {
-            model: {name: s.reward for name, s in config.surfaces.items() if s.model == model}
-            for model, settings in config.models.items()
-            if not settings.arguments
-        }
+        # Any surface may give a model a share of its users.
+        policies = {name: surface.reward for name, surface in config.surfaces.items()}
+        self._policies = dict.fromkeys(config.ranking_models, policies)
         self._joiners: dict[str, Joiner[_Shown]] = {}
         for model, policies in self._policies.items():
             longest_s = max((policy.window_s for policy in policies.values()), default=600.0)

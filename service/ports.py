@@ -109,6 +109,16 @@ class ChangeLog(Protocol):
     async def trim(self, stream: str, before: str) -> int:
         """Drop entries before an id and return how many."""
 
+    async def take_epoch(self, stream: str, *, at_least: int) -> int:
+        """Take a stream's next epoch: from now on entries published under earlier ones are refused."""
+
+    async def publish(self, stream: str, epoch: int, entry: bytes, *, is_whole: bool) -> None:
+        """Append an entry; a whole one drops what came before it, in the same write.
+
+        Raises:
+            Fenced: a newer epoch was taken.
+        """
+
 
 class UserStates(Protocol):
     """User profiles, recent interactions and impressions; everything but the profile expires."""
@@ -116,8 +126,11 @@ class UserStates(Protocol):
     async def fetch(self, user_id: str) -> UserState:
         """Return the state of a user in one round trip."""
 
-    async def add_interactions(self, user_id: str, interactions: Sequence[Interaction]) -> None:
-        """Add interactions; adding one twice changes nothing. Positive ones count as consumed."""
+    async def add_interactions(self, interactions: Mapping[str, Sequence[Interaction]]) -> None:
+        """Add interactions by user id, in one round trip; adding one twice changes nothing.
+
+        Positive ones count as consumed.
+        """
 
     async def add_impressions(self, impressions: Mapping[str, Sequence[Impression]]) -> None:
         """Add impressions by user id, in one round trip; adding one twice changes nothing. The newest are kept."""
@@ -138,6 +151,15 @@ class ModelStore(Protocol):
     async def take_epoch(self, model: str) -> int:
         """Take the next epoch: from now on writes of earlier epochs are refused."""
 
+    async def hold_lease(self, model: str, epoch: int, *, lease_ms: int) -> None:
+        """Say that the writer of this epoch is alive for so long. Only standbys read it; the epoch is the fence."""
+
+    async def release_lease(self, model: str, epoch: int) -> None:
+        """Say that the writer of this epoch has ended."""
+
+    async def lease_holder(self, model: str) -> int | None:
+        """Return the epoch of the writer that is alive, None when there is none."""
+
     async def save_checkpoint(self, model: str, epoch: int, checkpoint: bytes) -> None:
         """Replace the checkpoint."""
 
@@ -156,8 +178,17 @@ class ModelStore(Protocol):
     async def last_delta(self, model: str) -> tuple[str, bytes] | None:
         """Return the id and payload of the newest delta, None when the stream is empty."""
 
-    async def load_snapshot(self, model: str) -> bytes | None:
-        """Return the snapshot, None before the first."""
+    async def load_snapshot(self, model: str) -> bytes | memoryview | None:
+        """Return the snapshot, None before the first; other tasks get their turn while a large one is read."""
+
+    async def put_artefact(self, model: str, artefact_id: str, artefact: bytes) -> None:
+        """Store an artefact; one that is there already stays as it is. Needs no epoch: nothing serves from it yet."""
+
+    async def load_artefact(self, model: str, artefact_id: str) -> bytes | None:
+        """Return an artefact, None when there is none of that id."""
+
+    async def artefact_ids(self, model: str) -> list[str]:
+        """Return the ids of a model's artefacts, in order of the ids."""
 
     async def load_earlier_snapshot(self, model: str) -> bytes | None:
         """Return the snapshot before the present one, None before the second."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import structlog
 import uvloop
 from aiohttp import web
 
-from service.bootstrap import build_archiver, build_health_watch, build_learner, build_worker
+from service.bootstrap import build_archiver, build_health_watch, build_learner, build_worker, writing_client
 from service.config import Config
 from service.errors import Fenced, StoreUnavailable
 from service.health import HealthWatch
@@ -21,6 +23,7 @@ from service.metrics import Metrics
 from service.web.app import build_app
 
 _RETRY_S = 0.2
+_STANDBY_POLL_S = 0.25
 _DRAIN_S = 10.0
 _KEEPALIVE_S = 75.0
 
@@ -48,17 +51,16 @@ def run_api(config: Config, *, worker_index: int) -> None:
 
 
 def run_learner(config: Config) -> None:
-    """Learn every model until SIGTERM, then write the checkpoints.
-
-    Raises:
-        Fenced: another learner has taken over.
-    """
+    """Learn every model until SIGTERM, then write the checkpoints. A model that another process learns is stood by."""
     configure_logs(config.log_level, process="learner")
 
     async def main() -> None:
         metrics = Metrics()
         stop = _stop_event()
-        await asyncio.gather(*(_learn(build_learner(config, model, metrics), stop) for model in config.models))
+        client = writing_client(config)
+        learning = (_learn(partial(build_learner, config, model, metrics, client), stop) for model in config.models)
+        await asyncio.gather(*learning)
+        await client.aclose()
 
     uvloop.run(main())
 
@@ -78,20 +80,34 @@ def run_archiver(config: Config) -> None:
     uvloop.run(main())
 
 
-async def _learn(loop: ModelLoop[Any], stop: asyncio.Event) -> None:
+async def _learn(build: Callable[[], ModelLoop[Any]], stop: asyncio.Event) -> None:
+    """Learn whenever no other process does; each turn is of a new learner, which starts from the checkpoint."""
     while not stop.is_set():
+        loop = build()
         try:
+            await _stand_by(loop, stop)
+            if stop.is_set():
+                return
             await loop.start()
-            break
+            await _repeat(loop.step, stop)
+            # If this fails, the next learner starts from the last checkpoint and learns the rest again.
+            await loop.end()
+        except Fenced:
+            _log.warning("learn.overtaken", model=loop.model)
         except StoreUnavailable as error:
             _log.warning("learn.waiting", error=str(error))
             await asyncio.sleep(_RETRY_S)
-    await _repeat(loop.step, stop)
-    try:
-        await loop.save()
-    except (StoreUnavailable, Fenced) as error:
-        # The next learner starts from the last checkpoint and learns the rest again, to the same model.
-        _log.warning("learn.unsaved", error=str(error))
+        finally:
+            loop.show_standby()
+
+
+async def _stand_by(loop: ModelLoop[Any], stop: asyncio.Event) -> None:
+    """Return when nobody learns the model; two that start then are told apart by their epochs."""
+    if await loop.is_led():
+        _log.info("learn.standby", model=loop.model)
+        while not stop.is_set() and await loop.is_led():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _STANDBY_POLL_S)
 
 
 async def _watch(watch: HealthWatch, stop: asyncio.Event) -> None:

@@ -140,7 +140,7 @@ class Recommender:
         """Retrieve, score and draw: no await from here to the spool."""
         surface = effective.config.surfaces[request.surface]
         event_id = request.event_id or build_event_id(now_ms)
-        model = self._models[surface.model]
+        model = self._models[self._model_of(request, surface, event_id)]
         watch = _Stopwatch()
         running = self._running(surface, now_ms)
         query = self._query(request, surface, state, [row for _, row in running], now_ms)
@@ -169,7 +169,7 @@ class Recommender:
             event_id=event_id,
             decided_at_unix_ms=now_ms,
             surface=request.surface,
-            model=surface.model,
+            model=model.name,
             user_id=request.user_id,
             user_key=keyed_digest(request.user_id, salt=self._salt) if request.user_id else "",
             digest=blake2b(msgspec.json.encode(request, order="deterministic"), digest_size=16).hexdigest(),
@@ -193,6 +193,15 @@ class Recommender:
             latency_ms=watch.laps_ms,
         )
         return seal(decision)
+
+    def _model_of(self, request: RecommendRequest, surface: SurfaceConfig, event_id: str) -> str:
+        """Return which model scores; a user keeps it for as long as the canary stands."""
+        canary = surface.canary
+        if canary is None:
+            return surface.model
+        who = f"{canary.model} {canary.artefact} {request.user_id or event_id}"
+        coin = build_generator(salt=self._salt, purpose="variant", surface=request.surface, event_id=who).random()
+        return canary.model if coin < canary.share else surface.model
 
     def _versions(self, effective: Effective, model: ServedModel, explorer: int) -> Versions:
         return Versions(

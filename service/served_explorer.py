@@ -45,18 +45,23 @@ class ServedExplorer:
 
         return pmf
 
-    def load(self, snapshot: ModelSnapshot) -> None:
-        """Serve a published explorer; one that cannot be used is counted and the present one stays."""
+    def build(self, snapshot: ModelSnapshot) -> tuple[Explorer, int] | None:
+        """Return a published explorer with its version; None, counted, when it cannot be used."""
         started = perf_counter()
         try:
             explorer = load_explorer(self._spec, snapshot)
         except ValueError as error:
             self._metrics.explorer_refused.inc()
             _log.error("explorer.refused", model=self.name, version=snapshot.version, error=str(error))
-            return
-        self._explorer, self.version = explorer, snapshot.version
-        self._metrics.model_version.labels(self.name).set(self.version)
+            return None
         self._metrics.explorer_load_seconds.observe(perf_counter() - started)
+        return explorer, snapshot.version
+
+    def serve(self, built: tuple[Explorer, int] | None) -> None:
+        """Ask another explorer from now on; the present one stays when there is none."""
+        if built is not None:
+            self._explorer, self.version = built
+            self._metrics.model_version.labels(self.name).set(self.version)
 
     def apply(self, delta: WeightDelta) -> bool:
         """Return whether the version that the entry announces is served already; the snapshot has it otherwise."""
@@ -78,7 +83,7 @@ def load_explorer(spec: ExplorerSpec, snapshot: ModelSnapshot) -> Explorer:
         raise ValueError(f"the snapshot is of {' '.join(snapshot.arguments)!r}, served is {' '.join(spec.command())!r}")
     if workspace_digest(snapshot.workspace) != snapshot.workspace_digest:
         raise ValueError("the snapshot is damaged: its digest is of other bytes")
-    return Explorer(spec, snapshot.workspace)
+    return Explorer(spec, bytes(snapshot.workspace))
 
 
 def workspace_digest(model_bytes: bytes) -> str:

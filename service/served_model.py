@@ -45,8 +45,8 @@ class ServedModel:
             return self._reference.score(self._table.weights, shared, actions)
         return scores
 
-    def load(self, snapshot: ModelSnapshot) -> None:
-        """Replace every weight.
+    def build(self, snapshot: ModelSnapshot) -> WeightTable:
+        """Return the table of a snapshot; in any thread, because a large one takes longer than a request may wait.
 
         Raises:
             ValueError: the snapshot is of another shape or feature schema.
@@ -56,10 +56,16 @@ class ServedModel:
                 f"model {self.name!r} serves {self.spec.bits} bits of schema {self.spec.schema_version}, "
                 f"the snapshot has {snapshot.bits} bits of schema {snapshot.schema_version}"
             )
-        self._table.weights[:] = 0.0
-        self._apply(snapshot.indices, snapshot.values, snapshot.version)
+        table = WeightTable(self.spec)
+        _apply(table, snapshot.indices, snapshot.values, version=snapshot.version)
+        return table
+
+    def serve(self, table: WeightTable) -> None:
+        """Score with another table from now on."""
+        self._table = table
         # The next request is a sampled one.
         self._n_scored = 0
+        self._metrics.model_version.labels(self.name).set(self.version)
 
     def apply(self, delta: WeightDelta) -> bool:
         """Apply a delta that does not begin past the served version; False when it does, and nothing is changed.
@@ -69,12 +75,9 @@ class ServedModel:
         if delta.base_version > self.version:
             self._metrics.model_gaps.inc()
             return False
-        self._apply(delta.indices, delta.values, max(delta.version, self.version))
+        _apply(self._table, delta.indices, delta.values, version=max(delta.version, self.version))
+        self._metrics.model_version.labels(self.name).set(self.version)
         return True
-
-    def _apply(self, indices: bytes, values: bytes, version: int) -> None:
-        self._table.apply(np.frombuffer(indices, dtype="<u4"), np.frombuffer(values, dtype="<f4"), version=version)
-        self._metrics.model_version.labels(self.name).set(version)
 
     def _agrees(
         self, scores: Float32Array, shared: Mapping[str, Encoded], actions: Mapping[str, ActionFeatures]
@@ -87,3 +90,7 @@ class ServedModel:
         self._metrics.scorer_mismatches.inc()
         _log.error("model.scorer_mismatch", model=self.name, version=self.version, gap=gap)
         return False
+
+
+def _apply(table: WeightTable, indices: bytes, values: bytes, *, version: int) -> None:
+    table.apply(np.frombuffer(indices, dtype="<u4"), np.frombuffer(values, dtype="<f4"), version=version)

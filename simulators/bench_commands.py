@@ -10,8 +10,10 @@ import typer
 from rich.console import Console
 
 from service.cli.settings import settings_of
+from simulators.benchmarks.learning import bench_learning
 from simulators.benchmarks.ranking import bench_ranking
 from simulators.benchmarks.report import save_result
+from simulators.benchmarks.retraining import bench_retraining
 from simulators.benchmarks.service import bench_service
 from simulators.load import closed_loop, open_loop, recommend_requests
 
@@ -35,12 +37,29 @@ def service_command(context: typer.Context, as_json: AsJson = False) -> None:
     _report("service", figures, as_json=as_json)
 
 
+@bench.command("learning", epilog="Example: hone bench learning --json")
+def learning_command(context: typer.Context, as_json: AsJson = False) -> None:
+    """Join, learn and publish on one core, and how soon a reward is served."""
+    settings = settings_of(context)
+    with Console(stderr=True).status("starting") as status:
+        figures = bench_learning(settings.load(), settings.config_path, status.update)
+    _report("learning", figures, as_json=as_json)
+
+
 @bench.command("ranking", epilog="Example: hone bench ranking --json")
 def ranking_command(as_json: AsJson = False) -> None:
     """Scoring beside VW's own predict, and the slate draw with every rule on."""
     with Console(stderr=True).status("starting") as status:
         figures = bench_ranking(status.update)
     _report("ranking", figures, as_json=as_json)
+
+
+@bench.command("retraining", epilog="Example: hone bench retraining --json")
+def retraining_command(as_json: AsJson = False) -> None:
+    """How well a model ranks that was retrained on a popularity-biased log, by the weights of its rows."""
+    with Console(stderr=True).status("starting") as status:
+        figures = bench_retraining(status.update)
+    _report("retraining", figures, as_json=as_json)
 
 
 @load.callback(epilog="Example: hone load --url http://127.0.0.1:8080 --rate 100 --seconds 30")

@@ -117,6 +117,21 @@ class MemoryChangeLog:
         await asyncio.sleep(0)
         return self._store.streams[stream].trim(before)
 
+    async def take_epoch(self, stream: str, *, at_least: int) -> int:
+        """Go on to the next epoch."""
+        await asyncio.sleep(0)
+        self._store.epochs[stream] = max(self._store.epochs[stream] + 1, at_least)
+        return self._store.epochs[stream]
+
+    async def publish(self, stream: str, epoch: int, entry: bytes, *, is_whole: bool) -> None:
+        """Append under the fence."""
+        if self._store.epochs[stream] != epoch:
+            raise Fenced("a newer learner has taken over")
+        entry_id = self._store.add(stream, entry)
+        if is_whole:
+            self._store.streams[stream].trim(entry_id)
+        await self._store.announce()
+
 
 @dataclass(slots=True)
 class _Interactions:
@@ -157,14 +172,15 @@ class MemoryUserStates:
             impressions=tuple(impression_of(member, shown.at_unix_ms[member]) for member in shown.members()),
         )
 
-    async def add_interactions(self, user_id: str, interactions: Sequence[Interaction]) -> None:
+    async def add_interactions(self, interactions: Mapping[str, Sequence[Interaction]]) -> None:
         """Add members and drop the oldest beyond the limits."""
         await asyncio.sleep(0)
         config = self._config
-        members = {encode(i): i.at_unix_ms for i in interactions}
-        self._add(self._recent, user_id, members, config.recent_limit, config.user_state_ttl_s)
-        positive = {i.item_id.encode(): i.at_unix_ms for i in interactions if (i.reward or 0.0) > 0.0}
-        self._add(self._consumed, user_id, positive, config.consumed_limit, config.consumed_ttl_s)
+        for user_id, of_user in interactions.items():
+            members = {encode(i): i.at_unix_ms for i in of_user}
+            self._add(self._recent, user_id, members, config.recent_limit, config.user_state_ttl_s)
+            positive = {i.item_id.encode(): i.at_unix_ms for i in of_user if (i.reward or 0.0) > 0.0}
+            self._add(self._consumed, user_id, positive, config.consumed_limit, config.consumed_ttl_s)
 
     async def add_impressions(self, impressions: Mapping[str, Sequence[Impression]]) -> None:
         """Add members and drop the oldest beyond the limit."""
@@ -209,10 +225,13 @@ class MemoryModelStore:
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
         self._epochs: dict[str, int] = {}
+        # (epoch, unix ms of its end) by model.
+        self._leases: dict[str, tuple[int, int]] = {}
         self._checkpoints: dict[str, bytes] = {}
         # The snapshot and its position in the stream.
         self._snapshots: dict[str, tuple[str, bytes]] = {}
         self._earlier: dict[str, bytes] = {}
+        self._artefacts: dict[tuple[str, str], bytes] = {}
 
     def weights_stream(self, model: str) -> str:
         """Return `hone:weights:{<model>}`."""
@@ -223,6 +242,24 @@ class MemoryModelStore:
         await asyncio.sleep(0)
         self._epochs[model] = self._epochs.get(model, 0) + 1
         return self._epochs[model]
+
+    async def hold_lease(self, model: str, epoch: int, *, lease_ms: int) -> None:
+        """Set under the fence."""
+        await asyncio.sleep(0)
+        self._check(model, epoch)
+        self._leases[model] = (epoch, self._store.clock() + lease_ms)
+
+    async def release_lease(self, model: str, epoch: int) -> None:
+        """Delete under the fence."""
+        await asyncio.sleep(0)
+        self._check(model, epoch)
+        self._leases.pop(model, None)
+
+    async def lease_holder(self, model: str) -> int | None:
+        """Look whether it has ended."""
+        await asyncio.sleep(0)
+        epoch, ends_at_ms = self._leases.get(model, (0, 0))
+        return epoch if ends_at_ms > self._store.clock() else None
 
     async def save_checkpoint(self, model: str, epoch: int, checkpoint: bytes) -> None:
         """Set under the fence."""
@@ -267,6 +304,21 @@ class MemoryModelStore:
         """Get it."""
         await asyncio.sleep(0)
         return self._earlier.get(model)
+
+    async def put_artefact(self, model: str, artefact_id: str, artefact: bytes) -> None:
+        """Keep it if it is not there."""
+        await asyncio.sleep(0)
+        self._artefacts.setdefault((model, artefact_id), artefact)
+
+    async def load_artefact(self, model: str, artefact_id: str) -> bytes | None:
+        """Get it."""
+        await asyncio.sleep(0)
+        return self._artefacts.get((model, artefact_id))
+
+    async def artefact_ids(self, model: str) -> list[str]:
+        """Return the names."""
+        await asyncio.sleep(0)
+        return sorted(artefact_id for of, artefact_id in self._artefacts if of == model)
 
     def _check(self, model: str, epoch: int) -> None:
         if self._epochs.get(model) != epoch:

@@ -60,6 +60,7 @@ class MemoryStore:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.streams: defaultdict[str, Stream] = defaultdict(Stream)
+        self.epochs: defaultdict[str, int] = defaultdict(int)
         self._changed = asyncio.Condition()
 
     def add(self, stream: str, payload: bytes) -> str:

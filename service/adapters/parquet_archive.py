@@ -31,7 +31,7 @@ from service.adapters.archive_files import (
 from service.adapters.archive_upkeep import ErasedUsers, drop_one_hour, erase_users, merge_one_hour
 from service.decision_record import explore_rate_of
 from service.journal_reader import START, entry_order
-from service.messages import Decision, Erasure, Event, Heartbeat, JournalEntry, Outcome
+from service.messages import Decision, Event, Heartbeat, JournalEntry, Outcome
 from service.ports import ArchiveBatch, OpenJoins
 
 # The column is int32. A caller's larger number is in no slate, and must not stop the archive.
@@ -203,7 +203,7 @@ def _row(journal_id: str, entry: JournalEntry) -> tuple[str, dict[str, Any]]:
         if entry.slot is not None and entry.slot > _MAX_SLOT:
             row["slot"] = _NO_SUCH_SLOT
         return "events", {"journal_id": journal_id, **{name: row[name] for name in SCHEMAS["events"].names[1:]}}
-    kind = "erasure" if isinstance(entry, Erasure) else "config"
+    kind = entry.__struct_config__.tag
     return "control", {"journal_id": journal_id, "type": kind, "record": msgspec.msgpack.encode(entry)}
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from hashlib import blake2b
+from mmap import mmap
 from typing import Any, cast
 
 import msgspec
@@ -40,6 +42,28 @@ _FENCED_ADD = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
 return redis.call('XADD', KEYS[2], '*', 'e', ARGV[2])
 """
+_FENCED_LEASE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
+redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+return 'OK'
+"""
+_FENCED_DELETE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
+return redis.call('DEL', KEYS[2])
+"""
+# KEYS: epoch. ARGV: the least that it may be.
+_NEXT_EPOCH = """
+local epoch = math.max(redis.call('INCR', KEYS[1]), tonumber(ARGV[1]))
+redis.call('SET', KEYS[1], string.format('%d', epoch))
+return epoch
+"""
+# KEYS: epoch, stream. ARGV: epoch, entry, 1 to drop what came before it.
+_FENCED_PUBLISH = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
+local id = redis.call('XADD', KEYS[2], '*', 'e', ARGV[2])
+if ARGV[3] == '1' then redis.call('XTRIM', KEYS[2], 'MINID', id) end
+return id
+"""
 # One earlier snapshot is kept, and the deltas since. A snapshot at the position of the present one replaces it: written
 # twice, it must not become its own predecessor.
 # KEYS: epoch, snapshot, earlier snapshot, position, stream. ARGV: epoch, snapshot, its position in the stream.
@@ -55,16 +79,26 @@ redis.call('SET', KEYS[4], ARGV[3])
 return 'OK'
 """
 
-# Add members that are newer than the user's erasure, and keep the newest.
-# KEYS: sorted set, erasure. ARGV: limit, ttl s, then score and member by turns.
+# Add members that are newer than the user's erasure, and keep the newest of each set.
+# KEYS: erasure, sorted sets. ARGV for each set: limit, ttl s, members. Those are one argument, each score and member by
+# turns with the member's length before it: the client spends more time on an argument than the store on a member.
 _ADD_NEWER = """
-local erased = tonumber(redis.call('GET', KEYS[2]) or '-inf')
-for i = 3, #ARGV, 2 do
-    if tonumber(ARGV[i]) > erased then redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i + 1]) end
+local erased = tonumber(redis.call('GET', KEYS[1]) or '-inf')
+for k = 2, #KEYS do
+    local limit, ttl, members, at = ARGV[3 * k - 5], ARGV[3 * k - 4], ARGV[3 * k - 3], 1
+    while at <= #members do
+        local score, member
+        score, member, at = struct.unpack('>dI4c0', members, at)
+        if score > erased then redis.call('ZADD', KEYS[k], score, member) end
+    end
+    redis.call('ZREMRANGEBYRANK', KEYS[k], 0, -limit - 1)
+    redis.call('EXPIRE', KEYS[k], ttl)
 end
-redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -ARGV[1] - 1)
-redis.call('EXPIRE', KEYS[1], ARGV[2])
 """
+_MEMBER_HEADER = struct.Struct(">dI")
+
+_PIECE_BYTES = 524_288
+_HEAD_BYTES = 256
 
 _profile_decoder = msgspec.msgpack.Decoder(UserProfile)
 _interaction_decoder = msgspec.msgpack.Decoder(Interaction)
@@ -187,6 +221,18 @@ class RedisChangeLog:
         async with _store_errors():
             return int(await self._client.xtrim(stream, minid=before, approximate=False))
 
+    async def take_epoch(self, stream: str, *, at_least: int) -> int:
+        """Increment the epoch of the stream, which lies in its cluster slot."""
+        async with _store_errors():
+            return int(await self._client.eval(_NEXT_EPOCH, 1, _epoch_key(stream), str(at_least)))
+
+    async def publish(self, stream: str, epoch: int, entry: bytes, *, is_whole: bool) -> None:
+        """Append and trim under the fence."""
+        async with _store_errors():
+            await self._client.eval(
+                _FENCED_PUBLISH, 2, _epoch_key(stream), stream, str(epoch), entry, str(int(is_whole))
+            )
+
 
 class RedisUserStates:
     """`UserStates` on keys `hone:{u:<user_id>}:...`: a string for the profile, sorted sets by accept time."""
@@ -212,27 +258,28 @@ class RedisUserStates:
             impressions=tuple(impression_of(member, int(at_ms)) for member, at_ms in impressions),
         )
 
-    async def add_interactions(self, user_id: str, interactions: Sequence[Interaction]) -> None:
-        """Add members and drop the oldest beyond the limits, in one round trip."""
+    async def add_interactions(self, interactions: Mapping[str, Sequence[Interaction]]) -> None:
+        """Add members and drop the oldest beyond the limits, in one round trip for all users."""
         config = self._config
-        recent = {encode(i): i.at_unix_ms for i in interactions}
-        consumed = {i.item_id.encode(): i.at_unix_ms for i in interactions if (i.reward or 0.0) > 0.0}
         async with _store_errors():
             pipeline = self._client.pipeline(transaction=False)
-            _add_newer(pipeline, user_id, "recent", recent, config.recent_limit, config.user_state_ttl_s)
-            _add_newer(pipeline, user_id, "consumed", consumed, config.consumed_limit, config.consumed_ttl_s)
+            for user_id, of_user in interactions.items():
+                recent = [(i.at_unix_ms, encode(i)) for i in of_user]
+                consumed = [(i.at_unix_ms, i.item_id.encode()) for i in of_user if (i.reward or 0.0) > 0.0]
+                sets = [("recent", config.recent_limit, config.user_state_ttl_s, recent)]
+                if consumed:
+                    sets.append(("consumed", config.consumed_limit, config.consumed_ttl_s, consumed))
+                _add_newer(pipeline, user_id, sets)
             await pipeline.execute()
 
     async def add_impressions(self, impressions: Mapping[str, Sequence[Impression]]) -> None:
         """Add members and drop the oldest beyond the limit, in one round trip for all users."""
-        config = self._config
+        limit, ttl_s = self._config.impressions_limit, self._config.impressions_ttl_s
         async with _store_errors():
             pipeline = self._client.pipeline(transaction=False)
             for user_id, shown in impressions.items():
-                members = {impression_member(i): i.shown_at_unix_ms for i in shown}
-                _add_newer(
-                    pipeline, user_id, "impressions", members, config.impressions_limit, config.impressions_ttl_s
-                )
+                members = [(i.shown_at_unix_ms, impression_member(i)) for i in shown]
+                _add_newer(pipeline, user_id, [("impressions", limit, ttl_s, members)])
             await pipeline.execute()
 
     async def put_profiles(self, profiles: Mapping[str, UserProfile]) -> None:
@@ -269,6 +316,20 @@ class RedisModelStore:
         async with _store_errors():
             return int(await self._client.incr(_epoch_key(model)))
 
+    async def hold_lease(self, model: str, epoch: int, *, lease_ms: int) -> None:
+        """Set under the fence, with its end as expiry."""
+        await self._fenced(_FENCED_LEASE, [_epoch_key(model), _lease_key(model)], epoch, str(lease_ms))
+
+    async def release_lease(self, model: str, epoch: int) -> None:
+        """Delete under the fence."""
+        await self._fenced(_FENCED_DELETE, [_epoch_key(model), _lease_key(model)], epoch)
+
+    async def lease_holder(self, model: str) -> int | None:
+        """Get it."""
+        async with _store_errors():
+            found: Any = await self._client.get(_lease_key(model))
+        return None if found is None else int(found)
+
     async def save_checkpoint(self, model: str, epoch: int, checkpoint: bytes) -> None:
         """Set under the fence."""
         await self._fenced(_FENCED_SET, [_epoch_key(model), f"hone:checkpoint:{{{model}}}"], epoch, checkpoint)
@@ -298,10 +359,23 @@ class RedisModelStore:
             found: Any = await self._client.xrevrange(self.weights_stream(model), count=1)
         return (found[0][0].decode(), found[0][1][b"e"]) if found else None
 
-    async def load_snapshot(self, model: str) -> bytes | None:
+    async def load_snapshot(self, model: str) -> bytes | memoryview | None:
+        """Get it in pieces."""
+        async with _store_errors():
+            return await _get_in_pieces(self._client, f"hone:snapshot:{{{model}}}")
+
+    async def put_artefact(self, model: str, artefact_id: str, artefact: bytes) -> None:
+        """Set it if it is not there, and its name, in one transaction."""
+        async with _store_errors():
+            pipeline = self._client.pipeline(transaction=True)
+            pipeline.set(f"hone:artefact:{{{model}}}:{artefact_id}", artefact, nx=True)
+            pipeline.sadd(f"hone:artefacts:{{{model}}}", artefact_id)
+            await pipeline.execute()
+
+    async def load_artefact(self, model: str, artefact_id: str) -> bytes | None:
         """Get it."""
         async with _store_errors():
-            found: Any = await self._client.get(_snapshot_key(model))
+            found: Any = await self._client.get(f"hone:artefact:{{{model}}}:{artefact_id}")
             return cast("bytes | None", found)
 
     async def load_earlier_snapshot(self, model: str) -> bytes | None:
@@ -309,6 +383,12 @@ class RedisModelStore:
         async with _store_errors():
             found: Any = await self._client.get(f"{_snapshot_key(model)}:earlier")
             return cast("bytes | None", found)
+
+    async def artefact_ids(self, model: str) -> list[str]:
+        """Read the set of names."""
+        async with _store_errors():
+            found: Any = await cast("Any", self._client.smembers(f"hone:artefacts:{{{model}}}"))
+            return sorted(name.decode() for name in found)
 
     async def _fenced(self, script: str, keys: list[str], epoch: int, *arguments: bytes | str) -> Any:  # noqa: ANN401
         async with _store_errors():
@@ -350,20 +430,29 @@ def _user_prefix(user_id: str) -> str:
 
 
 def _add_newer(
-    pipeline: Pipeline, user_id: str, name: str, members: Mapping[bytes, int], limit: int, ttl_s: int
+    pipeline: Pipeline, user_id: str, sets: Sequence[tuple[str, int, int, Sequence[tuple[int, bytes]]]]
 ) -> None:
-    if members:
-        prefix = _user_prefix(user_id)
-        scored = [part for member, at_ms in members.items() for part in (str(at_ms), member)]
-        pipeline.eval(_ADD_NEWER, 2, f"{prefix}{name}", f"{prefix}erased", str(limit), str(ttl_s), *scored)
+    """Add (score, member) pairs to sets of a user: name, limit, time to live in seconds, pairs."""
+    prefix = _user_prefix(user_id)
+    keys = [f"{prefix}erased", *(f"{prefix}{name}" for name, *_ in sets)]
+    arguments: list[str | bytes] = []
+    for _, limit, ttl_s, members in sets:
+        packed = b"".join(_MEMBER_HEADER.pack(score, len(member)) + member for score, member in members)
+        arguments += (str(limit), str(ttl_s), packed)
+    pipeline.eval(_ADD_NEWER, len(keys), *keys, *arguments)
 
 
 def _snapshot_key(model: str) -> str:
     return f"hone:snapshot:{{{model}}}"
 
 
-def _epoch_key(model: str) -> str:
-    return f"hone:epoch:{{{model}}}"
+def _epoch_key(name: str) -> str:
+    """Return the epoch of a model, or of a stream: in the cluster slot of what is named so."""
+    return f"hone:epoch:{{{name}}}"
+
+
+def _lease_key(model: str) -> str:
+    return f"hone:lease:{{{model}}}"
 
 
 async def _append(client: Redis, stream: str, entries: Sequence[bytes]) -> list[str]:
@@ -379,3 +468,25 @@ async def _xread(client: Redis, streams: dict[Any, Any], *, count: int, block_ms
     if isinstance(answer, dict):
         return [(name, batches[0]) for name, batches in answer.items()]
     return answer or []
+
+
+async def _get_in_pieces(client: Redis, key: str) -> bytes | memoryview | None:
+    """Return a value read piece by piece: one reply of many megabytes would hold the event loop while it is copied."""
+    while True:
+        pipeline = client.pipeline(transaction=True)
+        pipeline.strlen(key)
+        pipeline.getrange(key, 0, _PIECE_BYTES - 1)
+        n_bytes, head = await pipeline.execute()
+        if not n_bytes:
+            return None
+        if len(head) == n_bytes:
+            return bytes(head)
+        # Unlike a bytearray, its pages are only touched as they are filled.
+        value = memoryview(mmap(-1, n_bytes))
+        value[: len(head)] = head
+        for start in range(_PIECE_BYTES, n_bytes, _PIECE_BYTES):
+            piece: Any = await client.getrange(key, start, start + _PIECE_BYTES - 1)
+            value[start : start + len(piece)] = piece
+        # A value that was replaced meanwhile tells so in its first bytes: they hold the epoch and the version.
+        if await client.getrange(key, 0, _HEAD_BYTES - 1) == head[:_HEAD_BYTES]:
+            return value

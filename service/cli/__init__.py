@@ -10,7 +10,18 @@ from typing import Annotated
 import typer
 
 from retrieval.bundle import BundleError
-from service.cli import catalogue, configuration, export, features, health, inspection, offline, processes
+from service.cli import (
+    catalogue,
+    configuration,
+    export,
+    features,
+    health,
+    inspection,
+    models,
+    offline,
+    processes,
+    retrain,
+)
 from service.cli.settings import Settings
 from service.config import ConfigError
 from service.errors import Fenced, InvalidRequest, NotFound, StoreUnavailable
@@ -42,6 +53,8 @@ for register in (
     features.register,
     health.register,
     export.register,
+    retrain.register,
+    models.register,
 ):
     register(app)
 app.add_typer(configuration.config_app, name="config")

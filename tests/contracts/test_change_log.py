@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from service.adapters.redis_store import RedisChangeLog
-from service.errors import StoreUnavailable
+from service.errors import Fenced, StoreUnavailable
 from service.ports import Entry
 from tests.contracts.adapters import Adapters
 
@@ -88,6 +88,31 @@ async def test_every_call_to_a_store_that_is_away_raises_store_unavailable(nowhe
         await log.append("items", [b"a"])
     with pytest.raises(StoreUnavailable):
         await log.read({"items": "0-0"}, count=1, block_ms=0)
+    with pytest.raises(StoreUnavailable):
+        await log.take_epoch("items", at_least=1)
+    with pytest.raises(StoreUnavailable):
+        await log.publish("items", 1, b"a", is_whole=False)
+
+
+async def test_a_published_whole_drops_what_came_before_it(adapters: Adapters) -> None:
+    log = adapters.change_log()
+    epoch = await log.take_epoch("hone:itemstats", at_least=0)
+    for payload, is_whole in ((b"a", False), (b"whole", True), (b"b", False)):
+        await log.publish("hone:itemstats", epoch, payload, is_whole=is_whole)
+    found = await log.read({"hone:itemstats": "0-0"}, count=10, block_ms=0)
+    assert [entry.payload for entry in found] == [b"whole", b"b"]
+
+
+async def test_an_older_epoch_neither_publishes_nor_drops_anything(adapters: Adapters) -> None:
+    log = adapters.change_log()
+    old = await log.take_epoch("hone:itemstats", at_least=7)
+    new = await log.take_epoch("hone:itemstats", at_least=1)
+    assert (old, new) == (7, 8)
+    await log.publish("hone:itemstats", new, b"new", is_whole=True)
+    with pytest.raises(Fenced):
+        await log.publish("hone:itemstats", old, b"old", is_whole=True)
+    found = await log.read({"hone:itemstats": "0-0"}, count=10, block_ms=0)
+    assert [entry.payload for entry in found] == [b"new"]
 
 
 async def test_trimming_drops_what_is_before_an_id_and_readers_go_on_after_it(adapters: Adapters) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
@@ -134,6 +137,54 @@ async def test_a_follower_reads_on_from_the_snapshots_position(adapters: Adapter
     assert [entry.entry_id for entry in found] == [new_id]
 
 
+async def test_a_lease_lasts_as_long_as_it_was_taken_for(adapters: Adapters) -> None:
+    models = adapters.models()
+    epoch = await models.take_epoch("m")
+    assert await models.lease_holder("m") is None
+    await models.hold_lease("m", epoch, lease_ms=60_000)
+    assert await models.lease_holder("m") == epoch
+    assert await models.lease_holder("other") is None
+    await models.hold_lease("m", epoch, lease_ms=50)
+    await adapters.pass_ms(80)
+    assert await models.lease_holder("m") is None
+
+
+async def test_a_released_lease_is_free_at_once(adapters: Adapters) -> None:
+    models = adapters.models()
+    epoch = await models.take_epoch("m")
+    await models.hold_lease("m", epoch, lease_ms=60_000)
+    await models.release_lease("m", epoch)
+    assert await models.lease_holder("m") is None
+
+
+async def test_an_older_epoch_cannot_touch_the_lease_of_the_newer(adapters: Adapters) -> None:
+    models = adapters.models()
+    old = await models.take_epoch("m")
+    new = await models.take_epoch("m")
+    await models.hold_lease("m", new, lease_ms=60_000)
+    for write in (lambda: models.hold_lease("m", old, lease_ms=60_000), lambda: models.release_lease("m", old)):
+        with pytest.raises(Fenced):
+            await write()
+    assert await models.lease_holder("m") == new
+
+
+async def test_a_snapshot_of_many_pieces_comes_back_whole_while_others_are_written(adapters: Adapters) -> None:
+    models = adapters.models()
+    epoch = await models.take_epoch("m")
+    snapshots = [
+        msgspec.msgpack.encode({"version": version, "stream_id": "0-0", "padding": bytes([version]) * 2_000_000})
+        for version in range(11)
+    ]
+    await models.publish_snapshot("m", epoch, snapshots[0])
+    assert await models.load_snapshot("m") == snapshots[0]
+    for turn in range(1, 11, 2):
+        loading = asyncio.ensure_future(models.load_snapshot("m"))
+        for snapshot in snapshots[turn : turn + 2]:
+            await asyncio.sleep(0.001)
+            await models.publish_snapshot("m", epoch, snapshot)
+        assert await loading in snapshots
+
+
 async def test_models_do_not_share_anything(adapters: Adapters) -> None:
     models = adapters.models()
     await models.take_epoch("m")
@@ -146,16 +197,32 @@ async def test_models_do_not_share_anything(adapters: Adapters) -> None:
     assert await models.load_checkpoint("other") == b"other"
 
 
+async def test_an_artefact_never_changes_once_it_is_there(adapters: Adapters) -> None:
+    models = adapters.models()
+    assert (await models.load_artefact("m", "a"), await models.artefact_ids("m")) == (None, [])
+    for artefact_id, content in (("b", b"b"), ("a", bytes(range(256))), ("a", b"other")):
+        await models.put_artefact("m", artefact_id, content)
+    assert await models.load_artefact("m", "a") == bytes(range(256))
+    assert await models.artefact_ids("m") == ["a", "b"]
+    assert (await models.load_artefact("other", "a"), await models.artefact_ids("other")) == (None, [])
+
+
 async def test_every_call_to_a_store_that_is_away_raises_store_unavailable(nowhere: Redis) -> None:
     models = RedisModelStore(nowhere)
     calls = [
         lambda: models.take_epoch("m"),
+        lambda: models.hold_lease("m", 1, lease_ms=1),
+        lambda: models.release_lease("m", 1),
+        lambda: models.lease_holder("m"),
         lambda: models.save_checkpoint("m", 1, b""),
         lambda: models.load_checkpoint("m"),
         lambda: models.publish_delta("m", 1, b""),
         lambda: models.publish_snapshot("m", 1, _snapshot("0-0")),
         lambda: models.last_delta("m"),
         lambda: models.load_snapshot("m"),
+        lambda: models.put_artefact("m", "a", b""),
+        lambda: models.load_artefact("m", "a"),
+        lambda: models.artefact_ids("m"),
         lambda: models.load_earlier_snapshot("m"),
     ]
     for call in calls:

@@ -33,49 +33,49 @@ async def test_an_unknown_user_is_nobody(adapters: Adapters) -> None:
 
 async def test_interactions_come_back_oldest_first(adapters: Adapters) -> None:
     users = adapters.user_states(CONFIG)
-    await users.add_interactions("u", [_interaction(3), _interaction(1)])
-    await users.add_interactions("u", [_interaction(2)])
+    await users.add_interactions({"u": [_interaction(3), _interaction(1)]})
+    await users.add_interactions({"u": [_interaction(2)]})
     assert list((await users.fetch("u")).recent) == [_interaction(1), _interaction(2), _interaction(3)]
 
 
 async def test_adding_again_changes_nothing(adapters: Adapters) -> None:
     users = adapters.user_states(CONFIG)
     batch = [_interaction(1), _interaction(2, reward=None), _interaction(3, reward=-1.0)]
-    await users.add_interactions("u", batch)
+    await users.add_interactions({"u": batch})
     before = await users.fetch("u")
-    await users.add_interactions("u", batch)
-    await users.add_interactions("u", batch[:1])
+    await users.add_interactions({"u": batch})
+    await users.add_interactions({"u": batch[:1]})
     assert await users.fetch("u") == before
     assert len(before.recent) == 3
 
 
 async def test_only_the_newest_interactions_are_kept(adapters: Adapters) -> None:
     users = adapters.user_states(CONFIG)
-    await users.add_interactions("u", [_interaction(n, reward=None) for n in range(1, 10)])
+    await users.add_interactions({"u": [_interaction(n, reward=None) for n in range(1, 10)]})
     assert [i.item_id for i in (await users.fetch("u")).recent] == ["i6", "i7", "i8", "i9"]
-    await users.add_interactions("u", [_interaction(2, reward=None)])
+    await users.add_interactions({"u": [_interaction(2, reward=None)]})
     assert [i.item_id for i in (await users.fetch("u")).recent] == ["i6", "i7", "i8", "i9"]
 
 
 async def test_interactions_of_one_millisecond_keep_one_order(adapters: Adapters) -> None:
     users = adapters.user_states(CONFIG)
     same = [_interaction(5, item_id=item_id) for item_id in ("b", "a", "c")]
-    await users.add_interactions("u", same)
+    await users.add_interactions({"u": same})
     assert [i.item_id for i in (await users.fetch("u")).recent] == ["a", "b", "c"]
 
 
 async def test_what_was_rewarded_counts_as_consumed(adapters: Adapters) -> None:
     users = adapters.user_states(CONFIG)
     await users.add_interactions(
-        "u", [_interaction(1, reward=0.5), _interaction(2, reward=0.0), _interaction(3, reward=None)]
+        {"u": [_interaction(1, reward=0.5), _interaction(2, reward=0.0), _interaction(3, reward=None)]}
     )
-    await users.add_interactions("u", [_interaction(4, reward=-1.0)])
+    await users.add_interactions({"u": [_interaction(4, reward=-1.0)]})
     assert (await users.fetch("u")).consumed == {"i1"}
 
 
 async def test_consumed_items_outlive_recent_ones_up_to_their_own_limit(adapters: Adapters) -> None:
     users = adapters.user_states(StoreConfig(recent_limit=1, consumed_limit=3))
-    await users.add_interactions("u", [_interaction(n) for n in range(1, 6)])
+    await users.add_interactions({"u": [_interaction(n) for n in range(1, 6)]})
     state = await users.fetch("u")
     assert [i.item_id for i in state.recent] == ["i5"]
     assert state.consumed == {"i3", "i4", "i5"}
@@ -84,14 +84,14 @@ async def test_consumed_items_outlive_recent_ones_up_to_their_own_limit(adapters
 async def test_recent_and_consumed_expire_by_themselves_and_the_profile_stays(adapters: Adapters) -> None:
     users = adapters.user_states(StoreConfig(user_state_ttl_s=1, consumed_ttl_s=600))
     await users.put_profiles({"u": PROFILE})
-    await users.add_interactions("u", [_interaction(1)])
+    await users.add_interactions({"u": [_interaction(1)]})
     await adapters.pass_ms(1_300)
     assert await users.fetch("u") == UserState(profile=PROFILE, recent=[], consumed=frozenset({"i1"}))
 
 
 async def test_consumed_items_are_forgotten_in_the_end(adapters: Adapters) -> None:
     users = adapters.user_states(StoreConfig(user_state_ttl_s=600, consumed_ttl_s=1))
-    await users.add_interactions("u", [_interaction(1)])
+    await users.add_interactions({"u": [_interaction(1)]})
     await adapters.pass_ms(1_300)
     state = await users.fetch("u")
     assert len(state.recent) == 1
@@ -110,7 +110,7 @@ async def test_erase_leaves_nothing_and_touches_nobody_else(adapters: Adapters) 
     users = adapters.user_states(CONFIG)
     for user_id in ("u", "other"):
         await users.put_profiles({user_id: PROFILE})
-        await users.add_interactions(user_id, [_interaction(1)])
+        await users.add_interactions({user_id: [_interaction(1)]})
         await users.add_impressions({user_id: [_shown(1)]})
     other = await users.fetch("other")
     await users.erase("u", at_unix_ms=_interaction(1).at_unix_ms)
@@ -121,10 +121,10 @@ async def test_erase_leaves_nothing_and_touches_nobody_else(adapters: Adapters) 
 
 async def test_what_happened_before_an_erasure_is_not_added_again(adapters: Adapters) -> None:
     users = adapters.user_states(CONFIG)
-    await users.add_interactions("u", [_interaction(5)])
+    await users.add_interactions({"u": [_interaction(5)]})
     await users.erase("u", at_unix_ms=_interaction(5).at_unix_ms)
     # A learner that is behind repairs the state of everybody it reads of.
-    await users.add_interactions("u", [_interaction(4), _interaction(5), _interaction(6)])
+    await users.add_interactions({"u": [_interaction(4), _interaction(5), _interaction(6)]})
     await users.add_impressions({"u": [_shown(5), _shown(6)], "other": [_shown(5)]})
     state = await users.fetch("u")
     assert list(state.recent) == [_interaction(6)]
@@ -160,7 +160,7 @@ async def test_an_item_shown_by_two_decisions_is_two_impressions(adapters: Adapt
 async def test_impressions_expire_by_themselves(adapters: Adapters) -> None:
     users = adapters.user_states(StoreConfig(impressions_ttl_s=1, user_state_ttl_s=600))
     await users.add_impressions({"u": [_shown(1)]})
-    await users.add_interactions("u", [_interaction(1)])
+    await users.add_interactions({"u": [_interaction(1)]})
     await adapters.pass_ms(1_300)
     state = await users.fetch("u")
     assert (len(state.recent), state.impressions) == (1, ())
@@ -170,7 +170,7 @@ async def test_impressions_expire_by_themselves(adapters: Adapters) -> None:
 async def test_any_text_is_a_user_of_its_own(adapters: Adapters, user_id: str) -> None:
     users = adapters.user_states(CONFIG)
     await users.put_profiles({"a": UserProfile(country="XX"), user_id: PROFILE})
-    await users.add_interactions(user_id, [_interaction(1, item_id=user_id)])
+    await users.add_interactions({user_id: [_interaction(1, item_id=user_id)]})
     state = await users.fetch(user_id)
     assert state.profile == PROFILE
     assert state.consumed == {user_id}
@@ -181,7 +181,7 @@ async def test_every_call_to_a_store_that_is_away_raises_store_unavailable(nowhe
     users = RedisUserStates(nowhere, CONFIG)
     calls = [
         lambda: users.fetch("u"),
-        lambda: users.add_interactions("u", [_interaction(1)]),
+        lambda: users.add_interactions({"u": [_interaction(1)]}),
         lambda: users.add_impressions({"u": [_shown(1)]}),
         lambda: users.put_profiles({"u": PROFILE}),
         lambda: users.erase("u", at_unix_ms=1),

@@ -21,8 +21,12 @@ from service.dsjson import action_context
 from service.export import Exporter, ExportReport, Selection, read_joined
 from service.item_history import ItemHistory
 from service.items_view import ITEMS_STREAM
-from service.learn import encoded
+from service.learned import named_features
 from service.messages import item_change_decoder
+from service.retrain import RetrainPlan, train_and_score
+from service.retrain_scoring import CandidateFeatures, score_decisions
+from service.retrain_training import configured
+from service.training_rows import Span, read_outcomes, whole_decisions
 from tests.feature_world import MODEL, World
 from tests.integration.test_feature_identity import memory_world
 
@@ -74,6 +78,11 @@ def items(world: Exported) -> ItemHistory:
     return history
 
 
+def encoded(features: Any) -> dict[str, Any]:
+    named = {n: f if isinstance(f, dict) else named_features(f) for n, f in features.items()}
+    return {namespace: encode_features(namespace, of_namespace) for namespace, of_namespace in named.items()}
+
+
 def weights_of(workspace: Any) -> np.ndarray:
     # The fourth column is scratch.
     return workspace.weights()[:, 0, :3].copy()
@@ -111,7 +120,7 @@ def test_joined_rows_teach_a_learner_what_the_export_teaches_vw(world: Exported,
         position = world.config.features.named("position", {"slot": outcome.slot})
         slot = joined.learned.slots[outcome.slot]
         learner.learn(
-            encoded({**joined.learned.features, "position": position}),
+            {**encoded(joined.learned.features), "position": encode_features("position", position)},
             encoded(slot.features),
             reward=outcome.reward,
             propensity=slot.propensity,
@@ -120,6 +129,47 @@ def test_joined_rows_teach_a_learner_what_the_export_teaches_vw(world: Exported,
     report = Exporter(world.config, folder_of(world)).write(path, "dsjson-training", selection)
     assert 50 < report.n_lines == learner.n_learned < 300
     np.testing.assert_array_equal(weights_of(train(world, path)[0]), weights_of(learner._workspace))
+
+
+def test_a_plain_retrain_has_the_weights_of_vws_command_line(
+    world: Exported, items: ItemHistory, tmp_path: Path
+) -> None:
+    """One configuration, nothing held out: the model's own arguments, in the learner's order, once."""
+    plan = RetrainPlan(MODEL, Span(), None, "ips", 1, 0.95)
+    trained = train_and_score(
+        world.config,
+        plan,
+        configured(world.config, MODEL),
+        outcomes=lambda span: read_outcomes(world.config, folder_of(world), MODEL, span),
+        items=items,
+    )
+    path = tmp_path / "training.dsjson"
+    report = Exporter(world.config, folder_of(world)).write(path, "dsjson-training", Selection(model=MODEL))
+    assert report.n_lines == trained.n_rows > 300
+    expected = weights_of(train(world, path)[0])
+    np.testing.assert_array_equal(weights_of(Workspace(model_data=trained.workspace)), expected)
+    # The learner that was live all along, too.
+    np.testing.assert_array_equal(weights_of(world.learner._learner._workspace), expected)
+
+
+def test_the_weights_that_scored_a_decision_give_its_logged_propensities_back(
+    world: Exported, items: ItemHistory
+) -> None:
+    """A candidate model is scored as a worker would score it: from the log, and from the items of that time."""
+    spec = world.config.model_spec(MODEL)
+    table = WeightTable(spec)
+    table.apply(world.weights.indices, world.weights.values, version=1)
+    outcomes = read_outcomes(world.config, folder_of(world), MODEL, Span())
+    decisions = [joined for joined in whole_decisions(outcomes) if joined.decision.event_id in world.scored_by_weights]
+    assert len(decisions) == 30
+    scored = score_decisions(decisions, table=table, features=CandidateFeatures(world.config.features, items))
+    assert scored.n_skipped == 0
+    np.testing.assert_array_equal(scored.target, scored.logged)
+    # The negative control: other weights are another policy.
+    other = score_decisions(
+        decisions, table=WeightTable(spec), features=CandidateFeatures(world.config.features, items)
+    )
+    assert np.abs(other.target - other.logged).max() > 0.1
 
 
 NASTY = [

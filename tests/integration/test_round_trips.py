@@ -63,11 +63,12 @@ async def test_fetching_everything_is_one_round_trip(store_url: str, tmp_path: P
         assert proxy.n_round_trips - before == 1
         await users.put_profiles({"u": UserProfile(country="DE")})
         await users.add_interactions(
-            "u",
-            [
-                Interaction(item_id=f"i{n}", event_type="click", reward=1.0, at_unix_ms=n, client_id=f"c{n}")
-                for n in range(30)
-            ],
+            {
+                "u": [
+                    Interaction(item_id=f"i{n}", event_type="click", reward=1.0, at_unix_ms=n, client_id=f"c{n}")
+                    for n in range(30)
+                ]
+            }
         )
         before = proxy.n_round_trips
         shown = [Impression(item_id=f"item-{n}", event_id="e" * 26, shown_at_unix_ms=n) for n in range(500)]

@@ -482,10 +482,10 @@ async def test_a_snapshot_that_cannot_be_used_leaves_the_served_explorer(field: 
     stored = await world.models.load_snapshot("explorer")
     assert stored is not None
     snapshot = msgspec.msgpack.decode(stored, type=ModelSnapshot)
-    world.explorer.load(snapshot)
+    world.explorer.serve(world.explorer.build(snapshot))
     served = world.explorer.version
     assert served == snapshot.version
-    world.explorer.load(msgspec.structs.replace(snapshot, version=99, **{field: value}))
+    world.explorer.serve(world.explorer.build(msgspec.structs.replace(snapshot, version=99, **{field: value})))
     assert world.explorer.version == served
     assert world.metrics.registry.get_sample_value("hone_explorer_refused_total") == 1.0
     assert audit_decision(await world.decide()) == []

@@ -27,7 +27,17 @@ from service.follow import Follower
 from service.items_view import ItemsView
 from service.learn import LearnerLoop
 from service.live_config import LiveConfig
-from service.messages import Checkpoint, Decision, DecisionSummary, Event, Heartbeat, ItemUpsert, ModelSnapshot, encode
+from service.messages import (
+    Checkpoint,
+    Decision,
+    DecisionSummary,
+    Event,
+    Heartbeat,
+    ItemUpsert,
+    ModelSnapshot,
+    WeightDelta,
+    encode,
+)
 from service.metrics import Metrics
 from service.ports import Shipment
 from service.retriever import Retriever
@@ -602,6 +612,97 @@ async def test_a_snapshot_that_could_not_be_loaded_is_loaded_at_the_next_read(mo
     assert np.array_equal(reader.weights, _learned_weights(restarted))
 
 
+async def test_a_snapshot_that_never_reaches_the_next_delta_is_loaded_ever_more_seldom(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, _ = await _learned_world()
+    reader = Reader.of(world)
+    await reader.follower.catch_up()
+    served = reader.served.version
+    # Nobody has the versions between; the snapshot is the one that is served.
+    lost = WeightDelta(epoch=1, base_version=served + 50, version=served + 51, indices=b"", values=b"")
+    await world.models.publish_delta(MODEL, 1, encode(lost))
+    waits: list[float] = []
+    real_sleep = asyncio.sleep
+
+    async def sleep(delay_s: float) -> None:
+        waits.extend([delay_s] if delay_s else [])
+        await real_sleep(0)
+
+    monkeypatch.setattr("service.follow.asyncio.sleep", sleep)
+    await reader.follower.catch_up()
+    following = asyncio.create_task(reader.follower.run())
+    while len(waits) < 9:
+        await real_sleep(0.001)
+    following.cancel()
+    await asyncio.wait({following})
+    assert waits[:9] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]
+    assert reader.follower._metrics.model_snapshots_stale._value.get() >= 9
+    assert reader.served.version == served
+
+
+async def test_a_large_change_is_published_as_versions_that_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.learn._DELTA_WEIGHTS", 3)
+    world, loop = await _learned_world()
+    reader = Reader.of(world)
+    await reader.follower.catch_up()
+    first = loop.version
+    await loop.step()
+    found = await world.log.read({world.models.weights_stream(MODEL): "0-0"}, count=100, block_ms=0)
+    deltas = [msgspec.msgpack.decode(entry.payload, type=WeightDelta) for entry in found][1:]
+    assert len(deltas) > 2
+    assert all(len(delta.indices) <= 3 * 4 for delta in deltas)
+    assert [delta.base_version for delta in deltas] == list(range(first, first + len(deltas)))
+    await reader.follow()
+    assert np.array_equal(reader.weights, _learned_weights(loop))
+
+
+async def test_what_users_did_is_added_when_the_store_takes_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, loop = await _learned_world(n_decisions=2)
+
+    async def away(_interactions: Any) -> None:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.users, "add_interactions", away)
+        world.models.fail = StoreUnavailable("away")
+        with pytest.raises(StoreUnavailable):
+            await loop.step()
+        await loop.step()
+        assert (await world.users.fetch("u0")).consumed == frozenset()
+    await loop.step()
+    state = await world.users.fetch("u0")
+    assert state.consumed == {"i0", "i1"}
+    assert {shown.event_id for shown in state.impressions} == {"e0", "e1"}
+
+
+async def test_a_standby_sees_whether_a_learner_is_alive() -> None:
+    world = World()
+    loop, standby = world.loop(lambda: world.now_ms), world.loop(lambda: world.now_ms)
+    assert not await standby.is_led()
+    await loop.start()
+    for _ in range(10):
+        world.now_ms += 1_000
+        await loop.step()
+        assert await standby.is_led()
+    world.now_ms += 2_500
+    assert not await standby.is_led()
+    await standby.start()
+    with pytest.raises(Fenced):
+        await loop.step()
+    assert await loop.is_led()
+    await standby.end()
+    assert not await loop.is_led()
+
+
+async def test_the_share_of_the_table_in_use_is_shown() -> None:
+    _, loop = await _learned_world()
+    await _drain(loop)
+    await loop.save()
+    shown = loop._metrics.registry.get_sample_value("hone_model_occupied_share", {"model": MODEL})
+    assert shown == np.count_nonzero(_learned_weights(loop)) / (1 << 12)
+
+
 async def test_a_served_model_refuses_a_snapshot_of_another_shape() -> None:
     world, _ = await _learned_world()
     reader = Reader.of(world)
@@ -610,7 +711,7 @@ async def test_a_served_model_refuses_a_snapshot_of_another_shape() -> None:
     snapshot = msgspec.msgpack.decode(stored, type=ModelSnapshot)
     for changes in ({"bits": 13}, {"schema_version": "other"}):
         with pytest.raises(ValueError, match="model 'm' serves 12 bits"):
-            reader.served.load(msgspec.structs.replace(snapshot, **changes))
+            reader.served.build(msgspec.structs.replace(snapshot, **changes))
 
 
 async def test_the_learner_adds_the_interactions_that_a_worker_could_not() -> None:

@@ -1,0 +1,140 @@
+"""`hone promote`, `hone rollback`, `hone models`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Literal
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service.adapters.embedded_store import running_store
+from service.cli.model_output import interval_text, json_text, run_commands
+from service.cli.settings import settings_of
+from service.model_commands import ModelCommands, Verdict
+from service.model_registry import Manifest
+from service.promote import Gate
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Reason = Annotated[str, typer.Option(help="Why, for the log.")]
+
+
+def promote(
+    context: typer.Context,
+    artefact: Annotated[str, typer.Argument(help="Its id; hone models lists them.")],
+    stage: Annotated[str, typer.Option(help="shadow (gates only), canary or full.")] = "shadow",
+    surface: Annotated[str, typer.Option(help="Surface of a canary.")] = "home",
+    share: Annotated[float, typer.Option(help="Share of the surface's users in a canary.")] = 0.1,
+    canary_model: Annotated[str, typer.Option(help="Declared model that serves the canary.")] = "challenger",
+    confidence: Annotated[float, typer.Option(help="Of the bounds that gate and roll back.")] = 0.98,
+    unit_s: Annotated[
+        float, typer.Option(help="A canary's user counts with the mean of so long after the first.")
+    ] = 3600.0,
+    watch_s: Annotated[float, typer.Option(help="Stay and look until the verdict, for at most so long.")] = 0.0,
+    every_s: Annotated[float, typer.Option(help="Look so often.")] = 60.0,
+    force: Annotated[bool, typer.Option("--force", help="Promote although a gate refuses; the log says so.")] = False,
+    reason: Reason = "",
+    as_json: AsJson = False,
+) -> None:
+    """Ask the gates, promote by stage, take it back when live reward says so; exit 1 when refused or taken back."""
+    config = settings_of(context).load()
+    chosen = msgspec.convert(stage, Literal["shadow", "canary", "full"])
+
+    async def run(commands: ModelCommands) -> tuple[list[Gate], bool, Verdict | None]:
+        gates = await commands.gates(artefact, confidence=confidence, unit_s=unit_s)
+        # A canary is there to find evidence: it starts unless the log speaks against the model.
+        blocking = [
+            g for g in gates if not g.passed and not (chosen == "canary" and g.name == "advantage" and not g.is_refuted)
+        ]
+        if chosen == "shadow" or (blocking and not force):
+            return gates, not blocking, None
+        why = "; ".join(
+            [reason or "promoted", *(f"{g.name}: {g.reason}" for g in gates), *(["forced"] if blocking else [])]
+        )
+        if chosen == "canary":
+            await commands.start_canary(artefact, surface=surface, model=canary_model, share=share, reason=why)
+        else:
+            await commands.promote(artefact, reason=why)
+        verdict = None
+        if watch_s:
+            verdict = await commands.watch(
+                artefact,
+                stage=chosen,
+                surface=surface,
+                watch_s=watch_s,
+                every_s=every_s,
+                confidence=confidence,
+                unit_s=unit_s,
+            )
+        return gates, True, verdict
+
+    with running_store(config) as url:
+        gates, passed, verdict = run_commands(config, url, run)
+    if as_json:
+        print(json_text({"artefact": artefact, "stage": chosen, "passed": passed, "gates": gates, "verdict": verdict}))
+    else:
+        _show_gates(gates)
+        print(f"{artefact}: {chosen if passed else 'refused'}")
+        if verdict is not None:
+            print(f"{verdict.action}: {verdict.bounds}")
+    if not passed or (verdict is not None and verdict.action == "rollback"):
+        sys.exit(1)
+
+
+def rollback(
+    context: typer.Context, model: Annotated[str, typer.Argument(help="The model.")], reason: Reason = ""
+) -> None:
+    """Let a model go on from what its last promotion replaced."""
+    config = settings_of(context).load()
+    with running_store(config) as url:
+        done = run_commands(config, url, lambda commands: commands.roll_back(model, reason=reason or "asked for"))
+    print(f"{model}: back to {done.artefact}")
+
+
+def models(
+    context: typer.Context,
+    log: Annotated[
+        bool, typer.Option("--log", help="Every change of model, policy and exploration, oldest first.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List models, what they go on from, and the artefacts that could be promoted."""
+    config = settings_of(context).load()
+    with running_store(config) as url:
+        if log:
+            changes = run_commands(config, url, lambda commands: commands.changes())
+            lines = [{"at": f"{p[0]}-{p[1]}-{p[2]}", **msgspec.to_builtins(change)} for p, change in changes]
+            print(json_text(lines) if as_json else "\n".join(" ".join(map(str, line.values())) for line in lines))
+            return
+        lineage = run_commands(config, url, lambda commands: commands.lineage())
+    if as_json:
+        print(json_text(lineage))
+        return
+    table = Table("model", "artefact", "kind", "parent", "made", "rows", "advantage", "stage")
+    for of_model in lineage:
+        table.add_row(of_model.model, "(live)", "", of_model.artefact, "", "", "", f"version {of_model.version}")
+        for entry in of_model.artefacts:
+            m = entry.manifest
+            table.add_row("", m.artefact, m.kind, m.parent, m.created_at, str(m.n_rows), _advantage(m), entry.stage)
+    Console().print(table)
+
+
+def _show_gates(gates: list[Gate]) -> None:
+    table = Table("gate", "", "why")
+    for gate in gates:
+        table.add_row(gate.name, "passed" if gate.passed else "refused", gate.reason)
+    Console().print(table)
+
+
+def _advantage(manifest: Manifest) -> str:
+    score = manifest.scores.get("advantage")
+    return "warm" if manifest.warm else "" if score is None else interval_text(score)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command(epilog="Example: hone promote 20261123T001500-1a2b3c4d --stage full")(promote)
+    app.command(epilog="Example: hone rollback films --reason 'complaints'")(rollback)
+    app.command(epilog="Example: hone models --json")(models)
