@@ -1,7 +1,7 @@
-"""Retraining and its gate: nothing is promoted where nothing is better, what is better is, and weights undo popularity.
+"""Retraining and its gate: nothing is promoted where nothing is better, and weights undo popularity.
 
-The gate bounds each side at 1%: of 60 null worlds at most 0.6 would be promoted on average; the bettors' wealth is spread
-over many stakes, so that far fewer are. The long forms (`-m long`) have the numbers of seeds that the docs state.
+The gate bounds each side at 1%: of 60 null worlds at most 0.6 would be promoted on average; bets are spread over many
+stakes, so that far fewer are. The long forms (`-m long`) have the numbers of seeds that the docs state.
 """
 
 from __future__ import annotations
