@@ -46,7 +46,7 @@ async def test_lost_statistics_come_back_from_the_archive(world: World) -> None:
     await world.ports.models.save_checkpoint(MODEL, epoch, msgspec.msgpack.encode(lost))
     config = msgspec.structs.replace(world.config, data_dir=str(world.folder))
     store = OfflineStore(config, world.folder / "archive")
-    assert await materialise_statistics(config, store, world.ports.models) > 30
+    assert await materialise_statistics(config, store, world.ports.models) > 20
     store.close()
     await world.restart_learner()
     await a.follow()

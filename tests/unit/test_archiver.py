@@ -44,7 +44,7 @@ class Recording(LearnerLoop):
         self.joined: list[Row] = []
 
     def _learn(self, joined: Joined[Any]) -> None:
-        item_id = joined.payload.slots[joined.slot].item_id
+        item_id = joined.payload.item_ids[joined.slot]
         self.joined.append(
             (joined.event_id, joined.slot, item_id, joined.reward, joined.kind, joined.at_ms, joined.delay_ms)
         )
