@@ -19,6 +19,7 @@ from bandit.rules import Discovery, Freshness, MaxPer, Prior
 from retrieval.items import Item
 from service.adapters.parquet_archive import ParquetArchive
 from service.messages import (
+    Artefact,
     CandidateList,
     Checkpoint,
     ConfigChange,
@@ -40,6 +41,7 @@ from service.messages import (
     Outcome,
     ProbedContext,
     ProbeFile,
+    Promotion,
     SlotRecord,
     Stored,
     UserProfile,
@@ -156,6 +158,16 @@ VALUES: dict[str, Stored] = {
         at_unix_ms=_AT, key="surfaces.home.exploration.rate", old=0.1, new=0.2, author="ops", reason="launch"
     ),
     "erasure": Erasure(user_key="5f3c", at_unix_ms=_AT),
+    "promotion": Promotion(
+        at_unix_ms=_AT,
+        model="films",
+        artefact="20261122T101500-a1",
+        checksum="9f2c",
+        stage="full",
+        author="ops",
+        reason="",
+    ),
+    "artefact": Artefact(manifest=b'{"id":"20261122T101500-a1"}', workspace=b"\x00\x01vw"),
     "item_upsert": ItemUpsert(
         item=Item(
             id="tt1675434",

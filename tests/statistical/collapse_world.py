@@ -160,7 +160,7 @@ class World:
         await self._learner.start()
         stored = await self.models.load_snapshot(MODEL)
         assert stored is not None
-        self.served.load(msgspec.msgpack.decode(stored, type=ModelSnapshot))
+        self.served.serve(self.served.build(msgspec.msgpack.decode(stored, type=ModelSnapshot)))
 
     async def run(self, n_decisions: int) -> list[HealthVerdict]:
         """Make decisions, one a second, and learn at each; return the verdicts, one an interval."""
