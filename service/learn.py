@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -15,6 +16,7 @@ from bandit.vw_format import Encoded
 from service.adoption import Adoptions
 from service.config import Config, SurfaceConfig
 from service.count_items import ItemCounting
+from service.errors import StoreUnavailable
 from service.feedback import interaction_of
 from service.impressions import impressions_of
 from service.journal_joins import JournalJoins
@@ -228,9 +230,14 @@ class ModelLoop(Generic[L]):
         self._metrics.learner_leads.labels(self.model).set(0)
 
     async def _renew_lease(self) -> None:
-        """Renew the lease when a quarter of it is over."""
+        """Renew the lease when a quarter of it is over.
+
+        Without the store it runs out, and nothing else happens: this is called in the middle of entries, of which none
+        may be left out.
+        """
         if self._clock() - self._renewed_at_ms >= self._lease_ms / 4:
-            await self._hold_lease()
+            with suppress(StoreUnavailable):
+                await self._hold_lease()
 
     async def _hold_lease(self) -> None:
         self._renewed_at_ms = self._clock()

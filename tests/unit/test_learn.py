@@ -695,6 +695,21 @@ async def test_a_standby_sees_whether_a_learner_is_alive() -> None:
     assert not await loop.is_led()
 
 
+async def test_a_lease_that_cannot_be_renewed_leaves_no_entry_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, _ = await _learned_world()
+    # Time passes with every look at the clock, so that the lease is due in the middle of the entries.
+    ticks = iter(range(START_MS, START_MS + 10**9, 700))
+    loop = world.loop(lambda: next(ticks))
+    await loop.start()
+
+    async def away(_model: str, _epoch: int, *, lease_ms: int) -> None:
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(world.models, "hold_lease", away)
+    assert await loop.step() == 6
+    assert loop.counters["slot_reward"] == 3
+
+
 async def test_the_share_of_the_table_in_use_is_shown() -> None:
     _, loop = await _learned_world()
     await _drain(loop)
