@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from service.joins import PLACED
 from service.messages import Decision
 
 # False-alarm rate of each test.
@@ -80,7 +81,7 @@ class AuditStatistics:
 
     def add(self, decision: Decision) -> None:
         """Take the drawn slots of a decision."""
-        drawn = [slot for slot in decision.slots if slot.reason not in ("sponsored", "pinned")]
+        drawn = [slot for slot in decision.slots if slot.reason not in PLACED]
         floor = decision.exploration.uniform_floor
         for slot, noise in zip(drawn, self._rng.random(len(drawn)).tolist(), strict=True):
             place = slot.cumulative_before + noise * slot.propensity

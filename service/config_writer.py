@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
+from service.change_reader import read_stream
 from service.config import Config, ConfigError
 from service.live_config import CONFIG_STREAM, LiveConfig, value_at
 from service.messages import ConfigChange, ConfigOverride, encode
 from service.ports import ChangeLog, Journal
 
-_BATCH = 1_000
 _decoder = msgspec.msgpack.Decoder(ConfigOverride)
 
 
@@ -27,12 +27,7 @@ class ConfigWriter:
 
     async def history(self) -> list[ConfigOverride]:
         """Return every override that was ever set or removed, oldest first."""
-        found: list[ConfigOverride] = []
-        after = "0-0"
-        while entries := await self._log.read({CONFIG_STREAM: after}, count=_BATCH, block_ms=0):
-            found += [_decoder.decode(entry.payload) for entry in entries]
-            after = entries[-1].entry_id
-        return found
+        return [_decoder.decode(entry.payload) async for entry in read_stream(self._log, CONFIG_STREAM)]
 
     async def effective(self) -> LiveConfig:
         """Return what workers have now; an override that the declared configuration no longer takes is left out."""

@@ -19,10 +19,10 @@ from service.decision_record import dynamic_record, unpack_actions, walk_of
 from service.dsjson import Explored, action_context, evaluation_line, explored_line, training_line
 from service.feature_records import item_record
 from service.item_history import ItemHistory
+from service.joins import PLACED
 from service.journal_reader import entry_id_of, entry_order
 from service.learned import LearnedDecision, learned_decision
 from service.messages import Decision, Outcome, journal_decoder
-from service.outcomes import PLACED
 
 Format = Literal["dsjson-training", "dsjson-evaluation", "explored"]
 

@@ -14,10 +14,12 @@ from bandit.exploration import Exploration
 from bandit.features import Feature
 from bandit.health import Judgement, judge
 from bandit.health_intervals import Interval, IntervalCollector, Shown, ShownSlot
-from bandit.joining import JoinEvent, Position
+from bandit.joining import Position
+from service.change_reader import read_stream
 from service.config import Config
 from service.feature_records import item_record
 from service.items_view import ITEMS_STREAM
+from service.joins import PLACED, join_event
 from service.journal_reader import START, JournalReader, entry_order, just_before
 from service.messages import (
     Checkpoint,
@@ -44,7 +46,7 @@ VERDICT_TTL_MS = 30_000
 _LOOK_MS = 15_000
 # So many ends of the journal are remembered, to say for how long a reader has been behind.
 _MAX_ENDS = 5_000
-_PLACED = frozenset({"sponsored", "pinned", "discovery"})
+_PLACED = PLACED | {"discovery"}
 
 _log = structlog.get_logger("hone.health")
 
@@ -238,18 +240,9 @@ class HealthWatch:
             shown = self._shown(entry)
             return self._collector.advance(position) if shown is None else self._collector.add_decision(position, shown)
         if isinstance(entry, Event):
-            event = JoinEvent(
-                client_id=entry.client_id,
-                event_type=entry.event_type,
-                event_id=entry.event_id,
-                user_key=entry.user_key,
-                item_id=entry.item_id,
-                slot=entry.slot,
-                value=entry.value,
-            )
             return self._collector.add_event(
                 position,
-                event,
+                join_event(entry),
                 is_reward=any(self._worths(entry.event_type, entry.value)),
                 is_feedback=entry.event_type in self._config.health.feedback,
             )
@@ -292,16 +285,15 @@ class HealthWatch:
         """Learn which genres the catalogue has; one that is gone counts until the watch starts again."""
         if self._genre is None:
             return
-        while changes := await self._log.read({ITEMS_STREAM: self._items_read_to}, count=_BATCH, block_ms=0):
-            for change in changes:
-                self._items_read_to = change.entry_id
-                try:
-                    item = item_change_decoder.decode(change.payload)
-                    if isinstance(item, ItemUpsert):
-                        named = self._genre.encode(self._genre.value_in(item_record(item.item)))
-                        self._genres.update(_values_of(self._genre, named))
-                except (msgspec.MsgspecError, ValueError) as error:
-                    _log.error("health.item_unreadable", entry_id=change.entry_id, error=str(error))
+        async for change in read_stream(self._log, ITEMS_STREAM, after=self._items_read_to):
+            self._items_read_to = change.entry_id
+            try:
+                item = item_change_decoder.decode(change.payload)
+                if isinstance(item, ItemUpsert):
+                    named = self._genre.encode(self._genre.value_in(item_record(item.item)))
+                    self._genres.update(_values_of(self._genre, named))
+            except (msgspec.MsgspecError, ValueError) as error:
+                _log.error("health.item_unreadable", entry_id=change.entry_id, error=str(error))
 
     async def _look(self) -> None:
         """See how far the others are: what they have read, norms of the weights, versions that workers should have."""

@@ -17,10 +17,10 @@ from bandit.health_probe import ProbeContext, ProbeSet
 from bandit.policy import ActionFeatures
 from bandit.vw_format import Encoded, encode
 from retrieval.items import Item
+from service.change_reader import read_stream
 from service.decision_record import unpack_actions
 from service.feature_records import item_record
 from service.items_view import ITEMS_STREAM
-from service.journal_reader import START
 from service.messages import Decision, HashedFeatures, ItemUpsert, ProbedContext, ProbeFile, item_change_decoder
 from service.ports import ChangeLog
 
@@ -45,16 +45,13 @@ async def fetch_items(log: ChangeLog, decisions: Iterable[Decision]) -> dict[str
     """Return the candidates of decisions that are in the catalogue now, by id."""
     wanted = {item_id for decision in decisions for item_id in decision.candidates.ids}
     items: dict[str, Item] = {}
-    after = START
-    while changes := await log.read({ITEMS_STREAM: after}, count=_BATCH, block_ms=0):
-        for entry in changes:
-            change = item_change_decoder.decode(entry.payload)
-            if isinstance(change, ItemUpsert):
-                if change.item.id in wanted:
-                    items[change.item.id] = change.item
-            else:
-                items.pop(change.item_id, None)
-        after = changes[-1].entry_id
+    async for entry in read_stream(log, ITEMS_STREAM):
+        change = item_change_decoder.decode(entry.payload)
+        if isinstance(change, ItemUpsert):
+            if change.item.id in wanted:
+                items[change.item.id] = change.item
+        else:
+            items.pop(change.item_id, None)
     return items
 
 

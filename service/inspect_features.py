@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from service.adapters.parquet_archive import archived_position
 from service.adapters.redis_store import RedisChangeLog, RedisModelStore, RedisUserStates, connect
+from service.change_reader import read_stream
 from service.config import Config
 from service.count_items import counting_model
 from service.errors import NotFound
@@ -62,11 +63,8 @@ async def check_archive(config: Config, url: str, *, salt: bytes, every: int = 1
 async def read_items(log: ChangeLog) -> ItemHistory:
     """Read the whole items stream."""
     items = ItemHistory()
-    after = "0-0"
-    while changes := await log.read({ITEMS_STREAM: after}, count=_BATCH, block_ms=0):
-        for change in changes:
-            items.add(change.entry_id, item_change_decoder.decode(change.payload))
-        after = changes[-1].entry_id
+    async for change in read_stream(log, ITEMS_STREAM):
+        items.add(change.entry_id, item_change_decoder.decode(change.payload))
     return items
 
 

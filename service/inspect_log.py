@@ -11,6 +11,7 @@ from service.adapters.archive_files import read_rows, reading
 from service.adapters.redis_store import RedisChangeLog, RedisJournal, RedisUserStates, connect
 from service.audit import audit_decision
 from service.audit_statistics import AuditStatistics
+from service.change_reader import read_stream
 from service.config import Config
 from service.items_view import ITEMS_STREAM
 from service.journal_reader import JournalReader
@@ -120,12 +121,8 @@ async def check_skew(config: Config, url: str) -> Findings:
         ids = {entry.user_id for entry in decisions if isinstance(entry, Decision) and entry.user_id}
         profiles: dict[str, UserProfile] = {user_id: (await users.fetch(user_id)).profile for user_id in sorted(ids)}
         checker = SkewChecker(config, profiles)
-        after = "0-0"
-        log = RedisChangeLog(client)
-        while changes := await log.read({ITEMS_STREAM: after}, count=_BATCH, block_ms=0):
-            for change in changes:
-                checker.add_item_change(change.entry_id, item_change_decoder.decode(change.payload))
-            after = changes[-1].entry_id
+        async for change in read_stream(RedisChangeLog(client), ITEMS_STREAM):
+            checker.add_item_change(change.entry_id, item_change_decoder.decode(change.payload))
     finally:
         await client.aclose()
     for entry in decisions:

@@ -8,14 +8,12 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import structlog
 
-from bandit.joining import Joined, Joiner, JoinEvent, Position
+from bandit.joining import Joined, Joiner, Position
 from bandit.rewards import RewardPolicy
 from service.count_items import ItemCounting
+from service.joins import PLACED, build_joiner, join_event
 from service.learned import Learnable, LearnedDecision
 from service.messages import Event
-
-# Slots that were not drawn: their propensity is 1 and teaches nothing about the choice.
-_PLACED = frozenset({"sponsored", "pinned"})
 
 P = TypeVar("P", bound=Learnable)
 
@@ -44,8 +42,7 @@ class JournalJoins(Generic[P]):
         self._policies = policies
         self._hold = hold
         self._counting = counting
-        longest_s = max((policy.window_s for policy in policies.values()), default=600.0)
-        self.joiner: Joiner[P] = Joiner(pending_ms=int(longest_s * 1000))
+        self.joiner: Joiner[P] = build_joiner(policies.values())
 
     def decode(self, position: Position, payload: bytes) -> Any:  # noqa: ANN401 - the union, or None
         """Return an entry; None, counted, for one that cannot be read."""
@@ -63,15 +60,7 @@ class JournalJoins(Generic[P]):
                 self._counting.add_decision(position, entry)
             return self._add_decision(position, entry)
         if isinstance(entry, Event):
-            event = JoinEvent(
-                client_id=entry.client_id,
-                event_type=entry.event_type,
-                event_id=entry.event_id,
-                user_key=entry.user_key,
-                item_id=entry.item_id,
-                slot=entry.slot,
-                value=entry.value,
-            )
+            event = join_event(entry)
             if self._counting is not None:
                 self._counting.add_event(position, event)
             return self.joiner.add_event(position, event)
@@ -110,7 +99,7 @@ class JournalJoins(Generic[P]):
             policy=policy,
             item_ids=held.item_ids,
             user_key=entry.user_key,
-            learnable=[slot.reason not in _PLACED for slot in entry.slots],
+            learnable=[slot.reason not in PLACED for slot in entry.slots],
             payload=held,
         )
 

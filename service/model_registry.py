@@ -20,6 +20,7 @@ from bandit.learner import Learner
 from bandit.policy import ModelSpec
 from retrieval.bundle import BundleError, seal, unseal
 from service.config import Config
+from service.durable_files import sync_folder, write_synced
 from service.errors import NotFound
 from service.messages import Artefact, encode
 from service.ports import ModelStore
@@ -224,16 +225,9 @@ def _write(folder: Path, artefact: Artefact) -> None:
     fresh.mkdir()
     files: Mapping[str, bytes] = {_MANIFEST: artefact.manifest, _WORKSPACE: artefact.workspace}
     for name, content in files.items():
-        with (fresh / name).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(fresh / name, content)
     if folder.exists():
         shutil.rmtree(fresh)
         return
     fresh.rename(folder)
-    descriptor = os.open(folder.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(folder.parent)

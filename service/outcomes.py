@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bandit.joining import Joined, Joiner, JoinEvent, Position
+from bandit.joining import Joined, Joiner, Position
 from service.config import Config
+from service.joins import PLACED, build_joiner, join_event
 from service.journal_reader import entry_id_of
 from service.messages import Decision, Event, JournalEntry, Outcome
 
-# Slots that were not drawn have no propensity to learn from, so no outcome either.
-PLACED = frozenset({"sponsored", "pinned"})
 _GREEDY = "greedy"
 
 
@@ -39,8 +38,7 @@ class OutcomeJoins:
         self._policies = dict.fromkeys(config.ranking_models, policies)
         self._joiners: dict[str, Joiner[_Shown]] = {}
         for model, policies in self._policies.items():
-            longest_s = max((policy.window_s for policy in policies.values()), default=600.0)
-            self._joiners[model] = Joiner(pending_ms=int(longest_s * 1000))
+            self._joiners[model] = build_joiner(policies.values())
 
     def apply(self, position: Position, entry: JournalEntry | None) -> list[Outcome]:
         """Apply the next entry (None for one that cannot be read) and return what it made certain, in order."""
@@ -68,7 +66,7 @@ class OutcomeJoins:
         self, joiner: Joiner[_Shown], model: str, position: Position, entry: JournalEntry | None
     ) -> Iterator[Joined[_Shown]]:
         if isinstance(entry, Event):
-            yield from joiner.add_event(position, _join_event(entry))
+            yield from joiner.add_event(position, join_event(entry))
             return
         policy = self._policies[model].get(entry.surface) if isinstance(entry, Decision) else None
         if not isinstance(entry, Decision) or policy is None or entry.model != model:
@@ -90,18 +88,6 @@ class OutcomeJoins:
                 slots=[(slot.item_id, slot.propensity, slot.branch) for slot in entry.slots],
             ),
         )
-
-
-def _join_event(event: Event) -> JoinEvent:
-    return JoinEvent(
-        client_id=event.client_id,
-        event_type=event.event_type,
-        event_id=event.event_id,
-        user_key=event.user_key,
-        item_id=event.item_id,
-        slot=event.slot,
-        value=event.value,
-    )
 
 
 def _outcome(joined: Joined[_Shown]) -> Outcome:

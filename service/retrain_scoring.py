@@ -19,8 +19,8 @@ from service.decision_record import unpack_actions
 from service.feature_records import item_record
 from service.item_history import ItemHistory
 from service.items_view import ItemFeatureTable
+from service.joins import PLACED
 from service.messages import Decision
-from service.outcomes import PLACED
 from service.training_rows import JoinedDecision
 
 Float64Array = npt.NDArray[np.float64]

@@ -13,8 +13,8 @@ from bandit.joining import Joined
 from service.adapters.archive_files import read_rows, reading
 from service.config import Config
 from service.export import ExportReport, Selection, read_joined
+from service.joins import PLACED
 from service.messages import Decision, journal_decoder
-from service.outcomes import PLACED
 
 Outcome = Joined[Decision]
 

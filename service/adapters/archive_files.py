@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import fcntl
 import heapq
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bandit.joining import Position
+from service.durable_files import sync_file
 from service.journal_reader import position_of
 
 _DECISIONS = pa.schema(
@@ -265,27 +265,6 @@ def write_rows(target: Path, kind: str, tables: Iterable[pa.Table], *, n_erased:
                 writer.write_table(table)
         sync_file(file)
     return partial
-
-
-def put_in_place(partial: Path, target: Path) -> None:
-    """Rename a written file, replacing what has its name, for good."""
-    partial.replace(target)
-    sync_folder(target.parent)
-
-
-def sync_file(file: IO[Any]) -> None:
-    """Have a file's content on disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Have a folder's names on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -22,14 +22,12 @@ from service.adapters.archive_files import (
     hour_folders,
     hour_of,
     n_erased_in,
-    put_in_place,
     replacing,
     split_covered,
-    sync_file,
-    sync_folder,
     tables_of,
     write_rows,
 )
+from service.durable_files import put_in_place, sync_folder, write_whole
 from service.journal_reader import entry_order
 from service.messages import Decision, Erasure, Event
 from service.ports import ArchiveBatch
@@ -78,11 +76,7 @@ class ErasedUsers:
         self._save({})
 
     def _save(self, pending: dict[str, int]) -> None:
-        partial = self._path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            file.write(msgspec.json.encode((self._until, pending)))
-            sync_file(file)
-        put_in_place(partial, self._path)
+        write_whole(self._path, msgspec.json.encode((self._until, pending)))
         self.pending = pending
 
 

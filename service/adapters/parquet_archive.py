@@ -22,14 +22,12 @@ from service.adapters.archive_files import (
     file_name,
     hour_folders,
     hour_of,
-    put_in_place,
     split_covered,
-    sync_file,
-    sync_folder,
     write_rows,
 )
 from service.adapters.archive_upkeep import ErasedUsers, drop_one_hour, erase_users, merge_one_hour
 from service.decision_record import explore_rate_of
+from service.durable_files import put_in_place, write_whole
 from service.journal_reader import START, entry_order
 from service.messages import Decision, Event, Heartbeat, JournalEntry, Outcome
 from service.ports import ArchiveBatch, OpenJoins
@@ -135,13 +133,7 @@ class ParquetArchive:
                         file.path.unlink()
 
     def _write_state(self, state: _State) -> None:
-        path = _state_file(self._folder)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            file.write(msgspec.json.encode(state))
-            sync_file(file)
-        partial.rename(path)
-        sync_folder(self._folder)
+        write_whole(_state_file(self._folder), msgspec.json.encode(state))
 
 
 def archived_position(folder: Path, partition: int) -> str:

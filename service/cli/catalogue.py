@@ -17,6 +17,7 @@ from service.adapters.embedded_store import running_store
 from service.adapters.redis_store import RedisChangeLog, RedisUserStates, connect
 from service.bootstrap import wall_clock_ms
 from service.catalogue_writer import CatalogueWriter
+from service.change_reader import read_stream
 from service.cli.settings import settings_of
 from service.config import Config
 from service.errors import InvalidRequest
@@ -83,15 +84,12 @@ def import_users(context: typer.Context, file: File = None) -> None:
 async def _known_items(log: RedisChangeLog) -> dict[str, bytes]:
     """Return a digest of every item that is in the catalogue, by id."""
     known: dict[str, bytes] = {}
-    after = "0-0"
-    while entries := await log.read({ITEMS_STREAM: after}, count=_CHUNK_LINES, block_ms=0):
-        for entry in entries:
-            change = item_change_decoder.decode(entry.payload)
-            if isinstance(change, ItemUpsert):
-                known[change.item.id] = _digest(change.item)
-            else:
-                known.pop(change.item_id, None)
-        after = entries[-1].entry_id
+    async for entry in read_stream(log, ITEMS_STREAM):
+        change = item_change_decoder.decode(entry.payload)
+        if isinstance(change, ItemUpsert):
+            known[change.item.id] = _digest(change.item)
+        else:
+            known.pop(change.item_id, None)
     return known
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from service.adapters.embedded_store import running_store
 from service.adapters.redis_store import RedisChangeLog, RedisJournal, connect
 from service.bootstrap import wall_clock_ms
+from service.cli.output import json_text
 from service.cli.settings import settings_of
 from service.config import Config
 from service.config_writer import ConfigWriter
@@ -37,7 +38,7 @@ def check(context: typer.Context) -> None:
     safe = msgspec.structs.replace(
         config, salt="(set)" if config.salt else "", artefact_key="(set)" if config.artefact_key else ""
     )
-    print(_json(safe))
+    print(json_text(safe))
 
 
 @config_app.command("set", epilog="Example: hone config set surfaces.home.exploration.rate 0.05 --reason 'less noise'")
@@ -104,7 +105,7 @@ def _parsed(text: str) -> Any:  # noqa: ANN401 - whatever the JSON holds
 
 def _show(overrides: tuple[ConfigOverride, ...] | list[ConfigOverride], *, as_json: bool) -> None:
     if as_json:
-        print(_json(overrides))
+        print(json_text(overrides))
         return
     table = Table("at (unix ms)", "key", "value", "by", "reason")
     for o in overrides:
@@ -115,7 +116,3 @@ def _show(overrides: tuple[ConfigOverride, ...] | list[ConfigOverride], *, as_js
 
 def _compact(value: object) -> str:
     return msgspec.json.encode(value).decode()
-
-
-def _json(value: object) -> str:
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
 from service.adapters.embedded_store import running_store
-from service.adapters.redis_store import RedisChangeLog, connect
+from service.cli.output import json_text
 from service.cli.settings import settings_of
 from service.config import Config
 from service.export import Exporter, Selection
-from service.inspect_features import archive_folder, read_items
+from service.inspect_features import archive_folder
 from service.item_history import ItemHistory
-
-_TIMEOUT_S = 30.0
+from service.retrain import fetch_item_history
 
 
 class Format(StrEnum):
@@ -58,7 +55,7 @@ def export(
     items = _live_items(config) if kind is Format.evaluation else None
     report = Exporter(config, archive_folder(config), items=items).write(out, kind.value, selection)
     if as_json:
-        print(msgspec.json.format(msgspec.json.encode(asdict(report)), indent=2).decode())
+        print(json_text(asdict(report)))
         return
     print(f"{report.n_lines} lines in {out}")
     for reason, count in sorted(report.left_out.items()):
@@ -71,15 +68,8 @@ def export(
 
 
 def _live_items(config: Config) -> ItemHistory:
-    async def read(url: str) -> ItemHistory:
-        client = connect(url, timeout_s=_TIMEOUT_S)
-        try:
-            return await read_items(RedisChangeLog(client))
-        finally:
-            await client.aclose()
-
     with running_store(config) as url:
-        return asyncio.run(read(url))
+        return fetch_item_history(url)
 
 
 def _unix_ms(option: str, text: str) -> int:

@@ -7,11 +7,11 @@ import sys
 from dataclasses import asdict
 from typing import Annotated
 
-import msgspec
 import typer
 
 from service.adapters.embedded_store import running_store
 from service.bootstrap import load_salt
+from service.cli.output import json_text
 from service.cli.settings import settings_of
 from service.inspect_features import check_archive, materialise
 
@@ -32,7 +32,7 @@ def check(context: typer.Context, as_json: AsJson = False) -> None:
     with running_store(config) as url:
         report = asyncio.run(check_archive(config, url, salt=load_salt(config)))
     if as_json:
-        print(msgspec.json.format(msgspec.json.encode(asdict(report)), indent=2).decode())
+        print(json_text(asdict(report)))
     else:
         print(f"{report.n_decisions} decisions, {report.n_values} values compared, {report.n_mismatches} mismatches")
         for line in report.examples:

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-import msgspec
 import typer
 
 from service.adapters.embedded_store import running_store
 from service.adapters.redis_store import RedisChangeLog, RedisHealthBoard, connect
 from service.bootstrap import wall_clock_ms
+from service.cli.output import json_text
 from service.cli.settings import settings_of
 from service.config import Config
 from service.health_probe import build_probe, fetch_items, probe_path, sample_decisions
@@ -42,7 +42,7 @@ def health(
         report = HealthReport(
             status=status, alarms=verdict.alarms, values=verdict.values, at_unix_ms=verdict.at_unix_ms
         )
-        print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+        print(json_text(report))
     else:
         print(status)
         for alarm in verdict.alarms:

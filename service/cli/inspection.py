@@ -6,7 +6,6 @@ import asyncio
 import sys
 from typing import Annotated
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.progress import Progress
@@ -16,6 +15,7 @@ from service.adapters.archive_files import n_erased
 from service.adapters.embedded_store import running_store
 from service.adapters.redis_store import RedisChangeLog, RedisJournal, RedisModelStore, connect
 from service.audit_simulation import simulate_decisions
+from service.cli.output import json_text
 from service.cli.settings import settings_of
 from service.config import Config
 from service.doctor import Diagnosis, diagnose
@@ -38,7 +38,7 @@ def doctor(context: typer.Context, as_json: AsJson = False) -> None:
         promises = [
             {"name": p.name, "measured": p.measured, "bound": p.bound, "kept": p.kept} for p in diagnosis.promises
         ]
-        print(_json({**diagnosis.report, "promises": promises, "healthy": diagnosis.healthy}))
+        print(json_text({**diagnosis.report, "promises": promises, "healthy": diagnosis.healthy}))
     else:
         _show(diagnosis)
     if not diagnosis.healthy:
@@ -66,7 +66,7 @@ def audit(
         with running_store(config) as url:
             findings = asyncio.run(audit_journal(config, url))
     if as_json:
-        print(_json(findings.summary()))
+        print(json_text(findings.summary()))
     else:
         print(f"{findings.checked} decisions checked, {findings.mismatches} mismatches")
         if findings.erased:
@@ -85,7 +85,7 @@ def explain_command(
     with running_store(config) as url:
         explanation = asyncio.run(_explain(config, url, event_id))
     if as_json:
-        print(_json(explanation))
+        print(json_text(explanation))
         return
     print(f"{event_id} on {explanation.surface}, {explanation.n_candidates} candidates")
     print(explanation.weights.in_words)
@@ -118,10 +118,6 @@ def _show(diagnosis: Diagnosis) -> None:
             promise.name, f"{promise.measured:g}", f"{promise.bound:g}", "kept" if promise.kept else "[red]BROKEN[/red]"
         )
     Console().print(table)
-
-
-def _json(value: object) -> str:
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 
 
 def register(app: typer.Typer) -> None:

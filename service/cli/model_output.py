@@ -7,8 +7,6 @@ import getpass
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import msgspec
-
 from service.bootstrap import wall_clock_ms
 from service.config import Config
 from service.model_commands import ModelCommands, connected
@@ -35,8 +33,3 @@ def interval_text(score: Score | None) -> str:
     if score.low is not None and score.high is not None:
         text += f" [{score.low:.4f}, {score.high:.4f}]"
     return text + (" refused" if score.refusal else "")
-
-
-def json_text(value: object) -> str:
-    """Return indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from service.adapters.embedded_store import running_store
-from service.cli.model_output import interval_text, json_text, run_commands
+from service.cli.model_output import interval_text, run_commands
+from service.cli.output import json_text
 from service.cli.settings import settings_of
 from service.model_commands import ModelCommands, Verdict
 from service.model_registry import Manifest

@@ -14,8 +14,9 @@ from rich.table import Table
 
 from service.adapters.embedded_store import running_store
 from service.bootstrap import wall_clock_ms
-from service.cli.model_output import interval_text, json_text, run_commands
+from service.cli.model_output import interval_text, run_commands
 from service.cli.offline import progress_bar
+from service.cli.output import json_text
 from service.cli.settings import settings_of
 from service.config import Config
 from service.errors import InvalidRequest

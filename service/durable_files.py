@@ -1,0 +1,42 @@
+"""Files that are on disk when a call returns: content synced, names synced, replaced whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import IO, Any
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write or replace a file; a crash leaves the old content or the new."""
+    partial = path.with_suffix(".partial")
+    write_synced(partial, content)
+    put_in_place(partial, path)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and have its content on disk; its name is not, before its folder is synced."""
+    with path.open("wb") as file:
+        file.write(content)
+        sync_file(file)
+
+
+def put_in_place(partial: Path, target: Path) -> None:
+    """Rename a written file, replacing what has its name, for good."""
+    partial.replace(target)
+    sync_folder(target.parent)
+
+
+def sync_file(file: IO[Any]) -> None:
+    """Have a file's content on disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Have a folder's names on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
