@@ -136,9 +136,15 @@ class ModelCommands:
         return await self.promoter.gates(opened, evidence, confidence=confidence)
 
     async def start_canary(self, artefact: str, *, surface: str, model: str, share: float, reason: str) -> None:
-        """Start a canary; its model has gone on from the artefact before it serves anybody, if a learner runs."""
+        """Start a canary, once its model has gone on from the artefact.
+
+        Raises:
+            NotFound: no learner has adopted it in time; nobody was given to the canary.
+        """
         _, opened = await self.promoter.find(artefact)
-        await self.promoter.start_canary(opened, surface=surface, model=model, share=share, reason=reason)
+        promotion = await self.promoter.enter_canary(opened, surface=surface, model=model, reason=reason)
+        await self.wait_adopted(promotion)
+        await self.promoter.start_canary(promotion, surface=surface, share=share)
 
     async def promote(self, artefact: str, *, reason: str) -> None:
         """Promote an artefact for everybody, and wait for the learner.

@@ -134,22 +134,30 @@ class Promoter:
             _skew(evidence),
         ]
 
-    async def start_canary(
-        self, opened: OpenedArtefact, *, surface: str, model: str, share: float, reason: str
-    ) -> None:
-        """Let another declared model go on from an artefact, and give it a share of a surface's users.
+    async def enter_canary(self, opened: OpenedArtefact, *, surface: str, model: str, reason: str) -> Promotion:
+        """Let another declared model go on from an artefact, to serve a canary of a surface.
 
         Raises:
-            InvalidRequest: the other model does not rank, or is the surface's own.
-            ConfigError: the canary cannot be set.
+            InvalidRequest: the surface is not declared, or the other model does not rank or is the surface's own.
         """
+        if surface not in self._config.surfaces:
+            raise InvalidRequest(f"unknown surface {surface!r}", path="--surface")
         own = self._config.surfaces[surface].model
         if model not in self._config.ranking_models or model == own:
             others = sorted(set(self._config.ranking_models) - {own})
-            raise InvalidRequest(f"a canary needs another declared model, declared are {others}", path="--canary-model")
-        await self._enter(opened, model=model, stage="canary", reason=reason)
-        canary = {"model": model, "share": share, "artefact": opened.manifest.artefact}
-        await self._writer.put(f"surfaces.{surface}.canary", canary, author=self._author, reason=reason)
+            raise InvalidRequest(
+                f"a canary needs another declared model than {own!r}, declared are {others}", path="--canary-model"
+            )
+        return await self._enter(opened, model=model, stage="canary", reason=reason)
+
+    async def start_canary(self, promotion: Promotion, *, surface: str, share: float) -> None:
+        """Give the model of a canary's promotion a share of a surface's users.
+
+        Raises:
+            ConfigError: the canary cannot be set.
+        """
+        canary = {"model": promotion.model, "share": share, "artefact": promotion.artefact}
+        await self._writer.put(f"surfaces.{surface}.canary", canary, author=self._author, reason=promotion.reason)
 
     async def end_canary(self, surface: str, *, reason: str) -> None:
         """Give all users back to the surface's own model."""
