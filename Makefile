@@ -14,9 +14,9 @@ help: ## list the targets
 
 install: $(VENV)/.installed ## create .venv with the locked dependencies and `hone` in it
 
-$(VENV)/.installed: requirements-dev.lock pyproject.toml
+$(VENV)/.installed: requirements-dev.lock pyproject.toml setup.py $(wildcard bandit/native/*)
 	@test -n "$(PYTHON)" || { echo "Hone needs Python 3.12 or 3.11 on PATH (vowpal-wabbit-next has wheels for no other); found none."; exit 1; }
-	@command -v c++ >/dev/null || { echo "Hone needs a C++ compiler (hnswlib is compiled for this machine), for example g++."; exit 1; }
+	@command -v c++ >/dev/null || { echo "Hone needs a C++ compiler (hnswlib and Hone's own kernels are compiled on this machine), for example g++."; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
