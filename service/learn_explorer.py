@@ -15,6 +15,7 @@ from bandit.explorer import Explorer, ExplorerSpec
 from bandit.joining import Joined, Position
 from service.config import Config, SurfaceConfig, explorer_of
 from service.decision_record import unpack_shortlisted
+from service.failpoints import reach
 from service.learn import ModelLoop
 from service.learned import Learnable, LearnedDecision, LearnedSlot
 from service.messages import (
@@ -115,7 +116,9 @@ class ExplorerLoop(ModelLoop[Explorer]):
     async def save(self) -> None:
         """Write the last cut under this learner's epoch."""
         if self._cut is not None:
+            reach("learner.checkpoint")
             await self._models.save_checkpoint(self.model, self._epoch, encode(self._cut))
+            reach("learner.checkpointed")
         self._saved_at_ms = self._clock()
 
     def _build_learner(self, model_bytes: bytes | None) -> Explorer:
@@ -184,7 +187,9 @@ class ExplorerLoop(ModelLoop[Explorer]):
             self._metrics.explorer_refused.inc()
             _log.error("learn.explorer_refused", model=self.model, version=self._version)
             return
+        reach("learner.snapshot")
         await self._models.publish_snapshot(self.model, self._epoch, encode(snapshot))
+        reach("learner.snapshot_published")
         # An entry without weights: followers that serve an older version load the snapshot.
         await self._publish(b"", b"")
         self._n_at_publish = n_learned

@@ -20,6 +20,7 @@ import msgspec
 import structlog
 
 from service.errors import StoreUnavailable
+from service.failpoints import reach
 from service.metrics import Metrics
 from service.ports import Claim, Journal, Shipment
 
@@ -118,6 +119,7 @@ class Spool:
                 self._task.cancel()
                 await asyncio.wait({self._task})
         if not self._queue:
+            reach("spool.close")
             # Before the lock goes, so that nobody adopts it meanwhile.
             self._path.unlink()
         os.close(self._file)
@@ -155,18 +157,23 @@ class Spool:
     def _write(self, entry: SpoolEntry, *, sync: bool) -> None:
         body = _encoder.encode(entry)
         record = _HEADER.pack(len(body), zlib.crc32(body)) + body
+        reach("spool.append")
         written = os.write(self._file, record)
         if written != len(record):
             # A torn record would hide all that follow it.
             os.ftruncate(self._file, self._written)
             raise OSError(f"spool took {written} of {len(record)} bytes")
         self._written += written
+        reach("spool.appended")
         if sync:
+            reach("spool.sync")
             os.fsync(self._file)
+            reach("spool.synced")
 
     def _open(self) -> None:
         self._written = 0
         while True:
+            reach("spool.open")
             self._path = self._folder / f"{os.getpid()}-{os.urandom(4).hex()}.spool"
             self._file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
             # The lock tells a file in use from one that a dead worker left.
@@ -189,12 +196,15 @@ class Spool:
                 return  # its worker lives
             if not os.fstat(file.fileno()).st_nlink:
                 return  # another worker has adopted it since it was opened
+            reach("spool.adopt")
             entries = list(read_entries(path))
             for entry in entries:
                 self._write(entry, sync=False)
+            reach("spool.adopt_sync")
             os.fsync(self._file)
             for entry in entries:
                 self._push(_Waiting(entry, None))
+            reach("spool.adopt_remove")
             path.unlink()
             self._metrics.spool_adopted.inc(len(entries))
             _log.info("spool.adopted", n_entries=len(entries), file=path.name)
@@ -216,16 +226,19 @@ class Spool:
                 _log.warning("spool.retry", error=str(error), n_waiting=len(self._queue))
                 await asyncio.sleep(_RETRY_S)
                 continue
+            reach("spool.shipped")
             for waiting, claim in zip(batch, claims, strict=True):
                 self._queue.popleft()
                 if waiting.done is not None and not waiting.done.done():
                     waiting.done.set_result(claim)
             self._metrics.spool_waiting.set(len(self._queue))
+            reach("spool.claimed")
             new = [w.entry for w, claim in zip(batch, claims, strict=True) if claim is not None and claim.is_new]
             if new and self._on_shipped is not None:
                 await self._on_shipped(new)
 
     async def _ship(self, entries: list[SpoolEntry]) -> list[Claim | None]:
+        reach("spool.ship")
         decisions = [entry for entry in entries if entry.event_id]
         claims = iter(
             await self._journal.ship(
@@ -245,5 +258,6 @@ class Spool:
     def _empty(self) -> None:
         """Everything is shipped: start the file over, so that a crash re-ships next to nothing."""
         if self._written:
+            reach("spool.empty")
             os.ftruncate(self._file, 0)
             self._written = 0

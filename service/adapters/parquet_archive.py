@@ -28,6 +28,7 @@ from service.adapters.archive_files import (
 from service.adapters.archive_upkeep import ErasedUsers, drop_one_hour, erase_users, merge_one_hour
 from service.decision_record import explore_rate_of
 from service.durable_files import put_in_place, write_whole
+from service.failpoints import reach
 from service.journal_reader import START, entry_order
 from service.messages import Decision, Event, Heartbeat, JournalEntry, Outcome
 from service.ports import ArchiveBatch, OpenJoins
@@ -102,12 +103,17 @@ class ParquetArchive:
                 ms = entry_order(row["journal_id"])[0]
                 tables.setdefault((kind, partition, hour_of(ms)), []).append(row)
         # Before the rows: a crash in between erases what is there already, which is right too.
+        reach("archive.note")
         self._erased.note(batch)
         for (kind, partition, hour), rows in tables.items():
             folder = self._folder / kind / hour
             folder.mkdir(parents=True, exist_ok=True)
             target = folder / file_name(partition, rows[0]["journal_id"], rows[-1]["journal_id"])
-            put_in_place(write_rows(target, kind, [pa.Table.from_pylist(rows, schema=SCHEMAS[kind])]), target)
+            written = write_rows(target, kind, [pa.Table.from_pylist(rows, schema=SCHEMAS[kind])])
+            reach("archive.place")
+            put_in_place(written, target)
+            reach("archive.placed")
+        reach("archive.state")
         self._write_state(
             _State(
                 positions={**state.positions, **batch.positions},
@@ -115,10 +121,12 @@ class ParquetArchive:
                 waiting={model: list(ids) for model, ids in batch.joins.waiting.items()},
             )
         )
+        reach("archive.stored")
 
     def _remove_leftovers(self) -> None:
         """Remove what no position covers, the files of writes that did not end, and what was merged already."""
         positions: dict[int, tuple[int, int]] = {}
+        reach("archive.leftovers")
         for leftover in self._folder.rglob("*.partial"):
             leftover.unlink()
         for kind in SCHEMAS:
