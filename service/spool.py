@@ -212,7 +212,12 @@ class Spool:
     async def _ship_forever(self) -> None:
         while True:
             if not self._queue:
-                self._empty()
+                try:
+                    self._empty()
+                except OSError as error:
+                    # The next worker ships it again, and the doubles are dropped.
+                    self._metrics.spool_file_errors.inc()
+                    _log.error("spool.not_emptied", error=str(error), file=self._path.name)
                 if self._closing:
                     return
                 self._wake.clear()

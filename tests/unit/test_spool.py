@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from service.adapters.memory_store import MemoryJournal
 from service.adapters.memory_streams import MemoryStore
 from service.errors import StoreUnavailable
+from service.failpoints import armed, parse
 from service.messages import DecisionSummary, encode
 from service.metrics import Metrics
 from service.ports import Claim, Shipment
@@ -487,3 +488,17 @@ async def test_who_wants_to_know_is_told_of_each_decision_that_came_first_and_of
     await until(lambda: not spool.n_waiting)
     await spool.close()
     assert told == ["a", "b"]
+
+
+async def test_a_file_that_cannot_be_emptied_does_not_stop_the_shipping(tmp_path: Path) -> None:
+    journal, metrics = FlakyJournal(), Metrics()
+    spool = Spool(tmp_path, journal, metrics)
+    spool.start()
+    with armed(parse("spool.empty:eio")):
+        spool.append(_event("first"))
+        await until(lambda: metrics.registry.get_sample_value("hone_spool_file_errors_total") == 1)
+        spool.append(_event("second"))
+        await until(lambda: spool.n_waiting == 0)
+    await spool.close()
+    assert await journal.payloads() == [b"first", b"second"]
+    assert not list(tmp_path.iterdir())
