@@ -98,6 +98,9 @@ class Spool:
         self._file = -1
         self._path = folder
         self._written = 0
+        # What is on disk of the file is not known: it is written no more, and kept until all that it holds is shipped.
+        self._is_spoilt = False
+        self._spoilt: list[tuple[int, Path]] = []
         self._task: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -121,7 +124,10 @@ class Spool:
         if not self._queue:
             reach("spool.close")
             # Before the lock goes, so that nobody adopts it meanwhile.
+            self._drop_spoilt()
             self._path.unlink()
+        for file, _ in self._spoilt:
+            os.close(file)
         os.close(self._file)
 
     def append(self, entry: SpoolEntry, *, sync: bool = False) -> None:
@@ -155,33 +161,56 @@ class Spool:
         self._wake.set()
 
     def _write(self, entry: SpoolEntry, *, sync: bool) -> None:
+        if self._is_spoilt:
+            spoilt = self._file, self._path
+            self._open()
+            self._spoilt.append(spoilt)
         body = _encoder.encode(entry)
         record = _HEADER.pack(len(body), zlib.crc32(body)) + body
-        reach("spool.append")
-        written = os.write(self._file, record)
-        if written != len(record):
-            # A torn record would hide all that follow it.
-            os.ftruncate(self._file, self._written)
-            raise OSError(f"spool took {written} of {len(record)} bytes")
+        try:
+            reach("spool.append")
+            written = os.write(self._file, record)
+            if written != len(record):
+                raise OSError(f"spool took {written} of {len(record)} bytes")
+            reach("spool.appended")
+            if sync:
+                self._sync()
+        except OSError:
+            self._take_back()
+            raise
         self._written += written
-        reach("spool.appended")
-        if sync:
+
+    def _sync(self) -> None:
+        try:
             reach("spool.sync")
             os.fsync(self._file)
-            reach("spool.synced")
+        except OSError:
+            # The kernel may have dropped what it could not write, earlier entries too, and the next sync would say
+            # nothing of it.
+            self._is_spoilt = True
+            raise
+        reach("spool.synced")
+
+    def _take_back(self) -> None:
+        """Have nothing of a failed record in the file: torn, it would hide all that follow it."""
+        self._metrics.spool_file_errors.inc()
+        try:
+            os.ftruncate(self._file, self._written)
+        except OSError:
+            self._is_spoilt = True
 
     def _open(self) -> None:
-        self._written = 0
         while True:
             reach("spool.open")
-            self._path = self._folder / f"{os.getpid()}-{os.urandom(4).hex()}.spool"
-            self._file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
+            path = self._folder / f"{os.getpid()}-{os.urandom(4).hex()}.spool"
+            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
             # The lock tells a file in use from one that a dead worker left.
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-            if os.fstat(self._file).st_nlink:
-                return
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file).st_nlink:
+                break
             # A worker that starts at the same time took the file for a dead one's before it was locked.
-            os.close(self._file)
+            os.close(file)
+        self._file, self._path, self._written, self._is_spoilt = file, path, 0, False
 
     def _adopt(self, path: Path) -> None:
         """Copy the entries of a dead worker's file into ours and remove it."""
@@ -201,7 +230,7 @@ class Spool:
             for entry in entries:
                 self._write(entry, sync=False)
             reach("spool.adopt_sync")
-            os.fsync(self._file)
+            self._sync()
             for entry in entries:
                 self._push(_Waiting(entry, None))
             reach("spool.adopt_remove")
@@ -262,7 +291,15 @@ class Spool:
 
     def _empty(self) -> None:
         """Everything is shipped: start the file over, so that a crash re-ships next to nothing."""
+        self._drop_spoilt()
         if self._written:
             reach("spool.empty")
             os.ftruncate(self._file, 0)
             self._written = 0
+
+    def _drop_spoilt(self) -> None:
+        while self._spoilt:
+            file, path = self._spoilt[-1]
+            path.unlink(missing_ok=True)
+            os.close(file)
+            self._spoilt.pop()

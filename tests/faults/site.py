@@ -121,11 +121,7 @@ class Site:
 
     def wait_ready(self, name: str) -> None:
         """Wait until a process that was started does its work."""
-        if name == "api":
-            eventually(self._is_api_ready, timeout_s=START_S, what="the API is ready")
-        elif name == "learner":
-            pid = self.running[name].pid
-            eventually(lambda: self._leads(), timeout_s=START_S, what=f"learner {pid} leads")
+        eventually(lambda: self._is_ready(name), timeout_s=START_S, what=f"{name} is ready")
 
     def log_path(self, name: str) -> Path:
         return self.folder / f"{name}.log"
@@ -187,14 +183,20 @@ class Site:
             client.close()
 
     def heal(self) -> None:
-        """Have an unarmed process of each kind, and everything that was taken on its way."""
+        """Have a process of each kind that does its work, and everything that was taken on its way."""
         for name in ("learner", "archiver", "api"):
-            if not self.is_alive(name):
-                self.running.pop(name, None)
-                self.start(name)
-        for name in ("learner", "api"):
-            self.wait_ready(name)
+            self._revive(name)
+        for name in ("learner", "archiver", "api"):
+            eventually(lambda name=name: self._revive(name) and self._is_ready(name), timeout_s=START_S, what=name)
         self.load.settle()
+
+    def _revive(self, name: str) -> bool:
+        """Return whether a process lives, and start it again when it does not."""
+        if self.is_alive(name):
+            return True
+        self.running.pop(name, None)
+        self.start(name)
+        return False
 
     def close(self) -> None:
         for process in self.running.values():
@@ -206,12 +208,20 @@ class Site:
         self.tape.stop()
         self.store.stop()
 
-    def _leads(self) -> bool:
+    def _is_ready(self, name: str) -> bool:
+        if name == "api":
+            return self._is_api_ready()
+        if name == "learner":
+            return bool(self.ask("exists", "hone:lease:{films}"))
+        return True
+
+    def ask(self, command: str, *arguments: str) -> Any:
+        """Return what the store answers, None when it does not."""
         client = self.client
         try:
-            return bool(client.exists("hone:lease:{films}"))
+            return client.execute_command(command, *arguments)
         except redis.RedisError:
-            return False
+            return None
         finally:
             client.close()
 

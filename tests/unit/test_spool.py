@@ -501,4 +501,55 @@ async def test_a_file_that_cannot_be_emptied_does_not_stop_the_shipping(tmp_path
         await until(lambda: spool.n_waiting == 0)
     await spool.close()
     assert await journal.payloads() == [b"first", b"second"]
-    assert not list(tmp_path.iterdir())
+    assert not _files(tmp_path)
+
+
+async def test_after_a_failed_sync_entries_go_to_another_file(tmp_path: Path) -> None:
+    """A file system may drop the pages that it could not sync: what came before in them may be gone, unnoticed."""
+    journal = FlakyJournal()
+    journal.is_away = True
+    spool = Spool(tmp_path, journal, Metrics())
+    spool.start()
+    spool.append(_event("before"), sync=True)
+    (first,) = _files(tmp_path)
+    with armed(parse("spool.sync:eio")), pytest.raises(OSError, match="Input/output"):
+        spool.append(_event("refused"), sync=True)
+    spool.append(_event("after"), sync=True)
+    (second,) = set(_files(tmp_path)) - {first}
+    assert [entry.payload for entry in read_entries(first)] == [b"before"]
+    assert [entry.payload for entry in read_entries(second)] == [b"after"]
+    # The first file is still this worker's: nobody may adopt it.
+    with first.open("rb") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    journal.is_away = False
+    await until(lambda: spool.n_waiting == 0)
+    await spool.close()
+    assert await journal.payloads() == [b"before", b"after"]
+    assert not _files(tmp_path)
+
+
+async def test_a_record_that_cannot_be_taken_back_hides_no_later_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = FlakyJournal()
+    journal.is_away = True
+    spool = Spool(tmp_path, journal, Metrics())
+    spool.start()
+    spool.append(_event("before"))
+    write = os.write
+
+    def tear(file: int, record: bytes) -> int:
+        return write(file, record[:-1])
+
+    def refuse(file: int, length: int) -> None:
+        raise OSError("read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", tear)
+        patch.setattr(os, "ftruncate", refuse)
+        with pytest.raises(OSError, match="spool took"):
+            spool.append(_event("torn"))
+    spool.append(_event("after"), sync=True)
+    await spool.close(timeout_s=0.1)
+    left = [entry.payload for path in _files(tmp_path) for entry in read_entries(path)]
+    assert sorted(left) == [b"after", b"before"]
