@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from service.durable_files import sync_folder
 from service.errors import StoreUnavailable
 from service.failpoints import reach
 from service.metrics import Metrics
@@ -210,6 +211,12 @@ class Spool:
                 break
             # A worker that starts at the same time took the file for a dead one's before it was locked.
             os.close(file)
+        try:
+            # What is synced in a file that has no name on disk is lost with the power.
+            sync_folder(self._folder)
+        except OSError:
+            os.close(file)
+            raise
         self._file, self._path, self._written, self._is_spoilt = file, path, 0, False
 
     def _adopt(self, path: Path) -> None:

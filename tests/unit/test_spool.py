@@ -553,3 +553,26 @@ async def test_a_record_that_cannot_be_taken_back_hides_no_later_entry(
     await spool.close(timeout_s=0.1)
     left = [entry.payload for path in _files(tmp_path) for entry in read_entries(path)]
     assert sorted(left) == [b"after", b"before"]
+
+
+async def test_the_name_of_a_spool_file_is_on_disk_before_anything_is_taken(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, FlakyJournal(), Metrics())
+    with armed(parse("files.sync_folder:eio")), pytest.raises(OSError, match="Input/output"):
+        spool.start()
+    spool.start()
+    await spool.close()
+
+
+async def test_no_entry_is_taken_into_a_second_file_whose_name_is_not_on_disk(tmp_path: Path) -> None:
+    journal = FlakyJournal()
+    journal.is_away = True
+    spool = Spool(tmp_path, journal, Metrics())
+    spool.start()
+    spool.append(_event("before"), sync=True)
+    for failpoint in ("spool.sync:eio", "files.sync_folder:eio"):
+        with armed(parse(failpoint)), pytest.raises(OSError, match="Input/output"):
+            spool.append(_event("refused"), sync=True)
+    spool.append(_event("after"), sync=True)
+    await spool.close(timeout_s=0.05)
+    left = [entry.payload for path in _files(tmp_path) for entry in read_entries(path)]
+    assert sorted(left) == [b"after", b"before"]
