@@ -46,3 +46,12 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path, *, within: Path) -> None:
+    """Create a folder, and have its name and those of the folders between it and `within` on disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for parent in folder.parents:
+        sync_folder(parent)
+        if parent == within:
+            return
