@@ -5,11 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -60,6 +61,29 @@ def _run(arguments: list[str], environment: Mapping[str, str], log_path: str) ->
     main()
 
 
+class Spawned:
+    """A process under a program that preloads a library, with the methods of one that is forked."""
+
+    def __init__(self, arguments: list[str], environment: Mapping[str, str], log_path: Path) -> None:
+        with log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                arguments, env=dict(environment), stdout=log, stderr=log, preexec_fn=die_with_parent
+            )
+        self.pid = self._process.pid
+        self.kill, self.terminate = self._process.kill, self._process.terminate
+
+    @property
+    def exitcode(self) -> int | None:
+        return self._process.poll()
+
+    def is_alive(self) -> bool:
+        return self.exitcode is None
+
+    def join(self, timeout_s: float) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+
+
 @dataclass
 class Site:
     """A store, the processes on it, who calls them, and who judges them.
@@ -70,16 +94,18 @@ class Site:
         settings: `HONE_...` keys.
         running: By name; what one logged is in a file of its name.
         n_fired: How often each failpoint had fired before the present case.
+        new_store: Makes the store.
     """
 
     folder: Path
     settings: Mapping[str, str]
     port: int = field(default_factory=free_port)
-    running: dict[str, ForkServerProcess] = field(default_factory=dict)
+    running: dict[str, ForkServerProcess | Spawned] = field(default_factory=dict)
     n_fired: dict[str, int] = field(default_factory=dict)
+    new_store: Callable[[Path], EmbeddedStore] = EmbeddedStore
 
     def __post_init__(self) -> None:
-        self.store = EmbeddedStore(self.folder)
+        self.store = self.new_store(self.folder)
         self.store.start()
         self.url = f"unix://{socket_path(self.folder)}"
         self.load = Load(f"http://127.0.0.1:{self.port}")
@@ -103,9 +129,13 @@ class Site:
     def client(self) -> Any:
         return redis.Redis.from_url(self.url, socket_timeout=10.0)
 
-    def start(self, name: str, *, failpoint: str | None = None) -> None:
-        """Start a process, armed or not, without waiting for it."""
+    def start(self, name: str, *, failpoint: str | None = None, under: Sequence[str] = ()) -> None:
+        """Start a process, armed or not, without waiting for it; `under` is a program that runs it."""
         environment = {**self.environment, **({"HONE_FAILPOINT": failpoint} if failpoint else {})}
+        if under:
+            arguments = [*under, sys.executable, "-m", "service", *COMMANDS[name]]
+            self.running[name] = Spawned(arguments, environment, self.log_path(name))
+            return
         process = _forks.Process(target=_run, args=(COMMANDS[name], environment, str(self.log_path(name))), name=name)
         process.start()
         self.running[name] = process
@@ -235,16 +265,20 @@ class Site:
 
 @contextmanager
 def open_site(
-    settings: Mapping[str, str] | None = None, *, before: Callable[[Site], None] | None = None
+    *,
+    before: Callable[[Site], None] | None = None,
+    folder: Path | None = None,
+    new_store: Callable[[Path], EmbeddedStore] = EmbeddedStore,
 ) -> Iterator[Site]:
     """Yield a site with a small catalogue, every process of which runs.
 
     Args:
-        settings: `HONE_...` keys on top of `SETTINGS`.
         before: called when nothing but the archiver runs.
+        folder: data folder; a fresh one when None.
+        new_store: makes the store.
     """
-    with short_folder() as folder:
-        site = Site(folder, {**SETTINGS, **(settings or {})})
+    with nullcontext(folder) if folder is not None else short_folder() as data_folder:
+        site = Site(data_folder, SETTINGS, new_store=new_store)
         try:
             if before is not None:
                 site.start("archiver")

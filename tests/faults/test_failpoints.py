@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -19,12 +19,12 @@ from bandit.vw_format import encode as encode_features
 from service.failpoints import FILE_POINTS, POINTS
 from service.messages import Event, Promotion, encode
 from service.model_registry import Manifest, build_artefact
-from tests.faults.site import Site, open_site
+from tests.faults.site import Site
 from tests.faults.tape import JOURNAL, MODEL
 from tests.stack import eventually
 
 _HOUR_MS = 3_600_000
-_LEAVER = "leaver"
+LEAVER = "leaver"
 # Of the points that always run, one a kind of process and border.
 SHORT = {
     ("kill", "recommend.spooled"),
@@ -134,7 +134,7 @@ def at_an_erasure(site: Site, case: Case) -> None:
     restart_armed(site, case)
     if case.process == "api":
         site.wait_ready("api")
-    site.load.call(f"/v1/users/{_LEAVER}", None, method="DELETE")
+    site.load.call(f"/v1/users/{LEAVER}", None, method="DELETE")
     eventually(lambda: is_over(site, case), what=f"{case.failpoint} at an erasure")
 
 
@@ -191,8 +191,8 @@ def promote(site: Site, *, seed: str) -> None:
 
 def show_leaver(site: Site) -> None:
     for _ in range(3):
-        slate = site.load.call("/v1/recommend", {"surface": "home", "n": 2, "user_id": _LEAVER, "context": {}})
-        event = {"type": "click", "event_id": slate["event_id"], "slot": 0, "user_id": _LEAVER}
+        slate = site.load.call("/v1/recommend", {"surface": "home", "n": 2, "user_id": LEAVER, "context": {}})
+        event = {"type": "click", "event_id": slate["event_id"], "slot": 0, "user_id": LEAVER}
         assert site.load.call("/v1/events", [event]) is not None
 
 
@@ -354,14 +354,6 @@ def _parameters() -> list[object]:
         )
         for case in CASES
     ]
-
-
-@pytest.fixture(scope="module")
-def site(request: pytest.FixtureRequest) -> Iterator[Site]:
-    is_long = any(item.get_closest_marker("long") for item in request.session.items)
-    with open_site(before=write_old_hours if is_long else None) as site:
-        site.verdict.ignore_user(_LEAVER)
-        yield site
 
 
 def test_every_declared_point_has_a_case() -> None:
