@@ -27,7 +27,7 @@ from service.adapters.archive_files import (
 )
 from service.adapters.archive_upkeep import ErasedUsers, drop_one_hour, erase_users, merge_one_hour
 from service.decision_record import explore_rate_of
-from service.durable_files import put_in_place, write_whole
+from service.durable_files import make_folder, put_in_place, write_whole
 from service.failpoints import reach
 from service.journal_reader import START, entry_order
 from service.messages import Decision, Event, Heartbeat, JournalEntry, Outcome
@@ -54,7 +54,9 @@ class ParquetArchive:
         self._folder = folder
         self._has_failed = False
         self._merged: set[Path] = set()
-        folder.mkdir(parents=True, exist_ok=True)
+        # Folders of hours whose names are surely on disk.
+        self._made: set[Path] = set()
+        make_folder(folder, under=folder.parent)
         (folder / LOCK).touch()
         self._erased = ErasedUsers(folder)
         self._remove_leftovers()
@@ -107,7 +109,10 @@ class ParquetArchive:
         self._erased.note(batch)
         for (kind, partition, hour), rows in tables.items():
             folder = self._folder / kind / hour
-            folder.mkdir(parents=True, exist_ok=True)
+            # Retention may have taken it away meanwhile.
+            if folder not in self._made or not folder.exists():
+                make_folder(folder, under=self._folder)
+                self._made.add(folder)
             target = folder / file_name(partition, rows[0]["journal_id"], rows[-1]["journal_id"])
             written = write_rows(target, kind, [pa.Table.from_pylist(rows, schema=SCHEMAS[kind])])
             reach("archive.place")
