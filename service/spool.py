@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from service.durable_files import make_folder, sync_folder
 from service.errors import StoreUnavailable
 from service.failpoints import reach
 from service.metrics import Metrics
@@ -63,7 +64,8 @@ def read_entries(path: Path) -> Iterator[SpoolEntry]:
     while offset + _HEADER.size <= len(blob):
         size, checksum = _HEADER.unpack_from(blob, offset)
         body = blob[offset + _HEADER.size : offset + _HEADER.size + size]
-        if len(body) < size or zlib.crc32(body) != checksum:
+        # No entry is empty: zeros are what a file system leaves of a length without content.
+        if not size or len(body) < size or zlib.crc32(body) != checksum:
             return
         yield _decoder.decode(body)
         offset += _HEADER.size + size
@@ -88,7 +90,7 @@ class Spool:
     def __init__(
         self, folder: Path, journal: Journal, metrics: Metrics, *, on_shipped: OnShipped | None = None
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, under=folder.parent)
         self._folder = folder
         self._journal = journal
         self._metrics = metrics
@@ -179,6 +181,8 @@ class Spool:
             # The lock tells a file in use from one that a dead worker left.
             fcntl.flock(self._file, fcntl.LOCK_EX)
             if os.fstat(self._file).st_nlink:
+                # What is synced in it is worth nothing under a name that is gone.
+                sync_folder(self._folder)
                 return
             # A worker that starts at the same time took the file for a dead one's before it was locked.
             os.close(self._file)
@@ -258,6 +262,12 @@ class Spool:
     def _empty(self) -> None:
         """Everything is shipped: start the file over, so that a crash re-ships next to nothing."""
         if self._written:
-            reach("spool.empty")
-            os.ftruncate(self._file, 0)
+            try:
+                reach("spool.empty")
+                os.ftruncate(self._file, 0)
+            except OSError as error:
+                # What is shipped stays in the file, and is known for that when it is shipped again.
+                self._metrics.spool_retries.inc()
+                _log.warning("spool.not_emptied", error=str(error))
+                return
             self._written = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ from service.adapters.parquet_archive import ParquetArchive
 from service.messages import Event
 from service.metrics import Metrics
 from service.ports import ArchiveBatch, OpenJoins
-from service.spool import Spool, SpoolEntry
+from service.spool import Spool, SpoolEntry, read_entries
 from tests.simulation.disk import Disk, simulated_calls
 from tests.simulation.process import Process, current
+from tests.stack import until
 
 
 class Worst(random.Random):
@@ -69,3 +71,47 @@ async def test_rows_and_the_folders_they_are_in_are_on_disk_once_their_position_
         disk.lose_power(Worst())
     assert ParquetArchive(disk.root).position(0) == "5-0"
     assert [row["client_id"] for _, row in read_rows(disk.root, "events", ["client_id"])] == ["c"]
+
+
+async def test_an_event_that_was_synced_is_found_under_its_name(spool_of: Any, tmp_path: Path) -> None:
+    with machine(tmp_path / "spool") as disk:
+        spool = spool_of()
+        spool._open()
+        spool._write(SpoolEntry(payload=b"event"), sync=True)
+        disk.lose_power(Worst())
+    assert [entry.payload for path in disk.root.glob("*.spool") for entry in read_entries(path)] == [b"event"]
+
+
+async def test_a_length_without_content_ends_a_spool_file(spool_of: Any, tmp_path: Path) -> None:
+    with machine(tmp_path / "spool") as disk:
+        spool = spool_of()
+        spool._open()
+        spool._write(SpoolEntry(payload=b"event"), sync=True)
+        spool._write(SpoolEntry(payload=b"not synced"), sync=False)
+        worst = Worst()
+        worst.content = -1
+        disk.lose_power(worst)
+    (path,) = disk.root.glob("*.spool")
+    assert path.read_bytes().endswith(bytes(10))
+    assert [entry.payload for entry in read_entries(path)] == [b"event"]
+
+
+async def test_a_spool_that_cannot_be_emptied_ships_on(spool_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = spool_of()
+    spool.start()
+    real, failed = os.ftruncate, []
+
+    def fail_once(descriptor: int, length: int) -> None:
+        if not failed:
+            failed.append(length)
+            raise OSError(5, "input/output error")
+        real(descriptor, length)
+
+    monkeypatch.setattr(os, "ftruncate", fail_once)
+    for payload in (b"a", b"b"):
+        spool.append(SpoolEntry(payload=payload))
+        await until(lambda: not spool.n_waiting)
+    found = await spool._journal.read({0: "0-0"}, count=10, block_ms=0)
+    await spool.close()
+    assert [payload for _, payload in found[0]] == [b"a", b"b"]
+    assert failed
