@@ -41,6 +41,8 @@ class SpoolEntry(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         summary: Encoded summary of a decision.
         ttl_ms: Of a decision's claim.
         partition: Where an event goes.
+        origin: Name of the file that it was first written to; empty before that.
+        number: Its number in that file, from 1: the journal takes each number once, however late it comes again.
     """
 
     payload: bytes
@@ -48,6 +50,8 @@ class SpoolEntry(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     summary: bytes = b""
     ttl_ms: int = 0
     partition: int = 0
+    origin: str = ""
+    number: int = 0
 
 
 # Told of decisions that are in the journal now, for the first time.
@@ -100,6 +104,7 @@ class Spool:
         self._file = -1
         self._path = folder
         self._written = 0
+        self._n_numbered = 0
         self._task: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -132,8 +137,7 @@ class Spool:
         Raises:
             OSError: it could not be written; nothing was queued.
         """
-        self._write(entry, sync=sync)
-        self._push(_Waiting(entry, None))
+        self._push(_Waiting(self._write(entry, sync=sync), None))
 
     def append_and_ship(self, entry: SpoolEntry) -> asyncio.Future[Claim | None]:
         """Write an entry and return a future of its claim; the future waits as long as the store is away.
@@ -141,7 +145,7 @@ class Spool:
         Raises:
             OSError: it could not be written; nothing was queued.
         """
-        self._write(entry, sync=False)
+        entry = self._write(entry, sync=False)
         done: asyncio.Future[Claim | None] = asyncio.get_running_loop().create_future()
         self._push(_Waiting(entry, done))
         return done
@@ -156,7 +160,11 @@ class Spool:
         self._metrics.spool_waiting.set(len(self._queue))
         self._wake.set()
 
-    def _write(self, entry: SpoolEntry, *, sync: bool) -> None:
+    def _write(self, entry: SpoolEntry, *, sync: bool) -> SpoolEntry:
+        """Write an entry and return it as written: numbered, unless another file has numbered it."""
+        if not entry.origin:
+            self._n_numbered += 1
+            entry = msgspec.structs.replace(entry, origin=self._path.stem, number=self._n_numbered)
         body = _encoder.encode(entry)
         record = _HEADER.pack(len(body), zlib.crc32(body)) + body
         reach("spool.append")
@@ -171,12 +179,14 @@ class Spool:
             reach("spool.sync")
             os.fsync(self._file)
             reach("spool.synced")
+        return entry
 
     def _open(self) -> None:
-        self._written = 0
+        self._written = self._n_numbered = 0
         while True:
             reach("spool.open")
-            self._path = self._folder / f"{os.getpid()}-{os.urandom(4).hex()}.spool"
+            # The journal knows the name for long: it must never be another file's.
+            self._path = self._folder / f"{os.getpid()}-{os.urandom(16).hex()}.spool"
             self._file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
             # The lock tells a file in use from one that a dead worker left.
             fcntl.flock(self._file, fcntl.LOCK_EX)
@@ -201,7 +211,11 @@ class Spool:
             if not os.fstat(file.fileno()).st_nlink:
                 return  # another worker has adopted it since it was opened
             reach("spool.adopt")
-            entries = list(read_entries(path))
+            entries = [
+                # Files of earlier versions have no numbers, and never gave their name to the journal.
+                entry if entry.origin else msgspec.structs.replace(entry, origin=path.stem, number=number)
+                for number, entry in enumerate(read_entries(path), 1)
+            ]
             for entry in entries:
                 self._write(entry, sync=False)
             reach("spool.adopt_sync")
@@ -243,21 +257,20 @@ class Spool:
 
     async def _ship(self, entries: list[SpoolEntry]) -> list[Claim | None]:
         reach("spool.ship")
-        decisions = [entry for entry in entries if entry.event_id]
-        claims = iter(
-            await self._journal.ship(
-                [Shipment(event_id=e.event_id, summary=e.summary, entry=e.payload, ttl_ms=e.ttl_ms) for e in decisions]
-            )
-            if decisions
-            else ()
+        return await self._journal.ship(
+            [
+                Shipment(
+                    event_id=entry.event_id,
+                    summary=entry.summary,
+                    entry=entry.payload,
+                    ttl_ms=entry.ttl_ms,
+                    partition=entry.partition,
+                    origin=entry.origin,
+                    number=entry.number,
+                )
+                for entry in entries
+            ]
         )
-        by_partition: dict[int, list[bytes]] = {}
-        for entry in entries:
-            if not entry.event_id:
-                by_partition.setdefault(entry.partition, []).append(entry.payload)
-        for partition, payloads in by_partition.items():
-            await self._journal.append(partition, payloads)
-        return [next(claims) if entry.event_id else None for entry in entries]
 
     def _empty(self) -> None:
         """Everything is shipped: start the file over, so that a crash re-ships next to nothing."""
