@@ -9,6 +9,18 @@ from typing import IO, Any
 from service.failpoints import reach
 
 
+def make_folder(folder: Path, *, under: Path) -> None:
+    """Make a folder and have its name, and those of its parents below `under`, on disk.
+
+    Names that are there already are synced too: whoever made them may have died before.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for parent in folder.parents:
+        sync_folder(parent)
+        if parent == under:
+            return
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write or replace a file; a crash leaves the old content or the new."""
     partial = path.with_suffix(".partial")
@@ -46,12 +58,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def make_folder(folder: Path, *, within: Path) -> None:
-    """Create a folder, and have its name and those of the folders between it and `within` on disk."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for parent in folder.parents:
-        sync_folder(parent)
-        if parent == within:
-            return

@@ -64,6 +64,7 @@ class WatchedDecision(msgspec.Struct, frozen=True, tag_field="type", tag="decisi
     """What the watch reads of a decision: all but its candidates."""
 
     event_id: str
+    decided_at_unix_ms: int
     surface: str
     user_key: str
     features: dict[str, dict[str, float]]
@@ -271,6 +272,7 @@ class HealthWatch:
             policy=surface.reward,
             slots=slots,
             values={name: value or "(none)" for name, value in values.items()},
+            decided_at_ms=decision.decided_at_unix_ms,
         )
 
     def _worths(self, event_type: str, value: float) -> list[bool]:

@@ -43,9 +43,6 @@ class Metrics:
         )
         self.spool_waiting = Gauge("hone_spool_waiting", "Spooled entries not yet in the journal", registry=r)
         self.spool_retries = Counter("hone_spool_retries_total", "Failed shipments", registry=r)
-        self.spool_file_errors = Counter(
-            "hone_spool_file_errors_total", "Spool files that could not be written or emptied", registry=r
-        )
         self.spool_adopted = Counter("hone_spool_adopted_total", "Entries taken over from dead workers", registry=r)
         self.user_state_failures = Counter(
             "hone_user_state_failures_total", "User state calls that failed", ["call"], registry=r

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from service.durable_files import sync_folder
+from service.durable_files import make_folder, sync_folder
 from service.errors import StoreUnavailable
 from service.failpoints import reach
 from service.metrics import Metrics
@@ -41,6 +41,8 @@ class SpoolEntry(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         summary: Encoded summary of a decision.
         ttl_ms: Of a decision's claim.
         partition: Where an event goes.
+        origin: Name of the file that it was first written to; empty before that.
+        number: Its number in that file, from 1: the journal takes each number once, however late it comes again.
     """
 
     payload: bytes
@@ -48,6 +50,8 @@ class SpoolEntry(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     summary: bytes = b""
     ttl_ms: int = 0
     partition: int = 0
+    origin: str = ""
+    number: int = 0
 
 
 # Told of decisions that are in the journal now, for the first time.
@@ -64,7 +68,8 @@ def read_entries(path: Path) -> Iterator[SpoolEntry]:
     while offset + _HEADER.size <= len(blob):
         size, checksum = _HEADER.unpack_from(blob, offset)
         body = blob[offset + _HEADER.size : offset + _HEADER.size + size]
-        if len(body) < size or zlib.crc32(body) != checksum:
+        # No entry is empty: zeros are what a file system leaves of a length without content.
+        if not size or len(body) < size or zlib.crc32(body) != checksum:
             return
         yield _decoder.decode(body)
         offset += _HEADER.size + size
@@ -89,7 +94,7 @@ class Spool:
     def __init__(
         self, folder: Path, journal: Journal, metrics: Metrics, *, on_shipped: OnShipped | None = None
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, under=folder.parent)
         self._folder = folder
         self._journal = journal
         self._metrics = metrics
@@ -99,6 +104,7 @@ class Spool:
         self._file = -1
         self._path = folder
         self._written = 0
+        self._n_numbered = 0
         # What is on disk of the file is not known: it is written no more, and kept until all that it holds is shipped.
         self._is_spoilt = False
         self._spoilt: list[tuple[int, Path]] = []
@@ -137,8 +143,7 @@ class Spool:
         Raises:
             OSError: it could not be written; nothing was queued.
         """
-        self._write(entry, sync=sync)
-        self._push(_Waiting(entry, None))
+        self._push(_Waiting(self._write(entry, sync=sync), None))
 
     def append_and_ship(self, entry: SpoolEntry) -> asyncio.Future[Claim | None]:
         """Write an entry and return a future of its claim; the future waits as long as the store is away.
@@ -146,7 +151,7 @@ class Spool:
         Raises:
             OSError: it could not be written; nothing was queued.
         """
-        self._write(entry, sync=False)
+        entry = self._write(entry, sync=False)
         done: asyncio.Future[Claim | None] = asyncio.get_running_loop().create_future()
         self._push(_Waiting(entry, done))
         return done
@@ -161,11 +166,15 @@ class Spool:
         self._metrics.spool_waiting.set(len(self._queue))
         self._wake.set()
 
-    def _write(self, entry: SpoolEntry, *, sync: bool) -> None:
+    def _write(self, entry: SpoolEntry, *, sync: bool) -> SpoolEntry:
+        """Write an entry and return it as written: numbered, unless another file has numbered it."""
         if self._is_spoilt:
             spoilt = self._file, self._path
             self._open()
             self._spoilt.append(spoilt)
+        if not entry.origin:
+            self._n_numbered += 1
+            entry = msgspec.structs.replace(entry, origin=self._path.stem, number=self._n_numbered)
         body = _encoder.encode(entry)
         record = _HEADER.pack(len(body), zlib.crc32(body)) + body
         try:
@@ -180,6 +189,7 @@ class Spool:
             self._take_back()
             raise
         self._written += written
+        return entry
 
     def _sync(self) -> None:
         try:
@@ -194,7 +204,6 @@ class Spool:
 
     def _take_back(self) -> None:
         """Have nothing of a failed record in the file: torn, it would hide all that follow it."""
-        self._metrics.spool_file_errors.inc()
         try:
             os.ftruncate(self._file, self._written)
         except OSError:
@@ -203,7 +212,8 @@ class Spool:
     def _open(self) -> None:
         while True:
             reach("spool.open")
-            path = self._folder / f"{os.getpid()}-{os.urandom(4).hex()}.spool"
+            # The journal knows the name for long: it must never be another file's.
+            path = self._folder / f"{os.getpid()}-{os.urandom(16).hex()}.spool"
             file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
             # The lock tells a file in use from one that a dead worker left.
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -212,12 +222,13 @@ class Spool:
             # A worker that starts at the same time took the file for a dead one's before it was locked.
             os.close(file)
         try:
-            # What is synced in a file that has no name on disk is lost with the power.
+            # What is synced in it is worth nothing under a name that is gone.
             sync_folder(self._folder)
         except OSError:
             os.close(file)
             raise
-        self._file, self._path, self._written, self._is_spoilt = file, path, 0, False
+        self._file, self._path = file, path
+        self._written, self._n_numbered, self._is_spoilt = 0, 0, False
 
     def _adopt(self, path: Path) -> None:
         """Copy the entries of a dead worker's file into ours and remove it."""
@@ -233,7 +244,11 @@ class Spool:
             if not os.fstat(file.fileno()).st_nlink:
                 return  # another worker has adopted it since it was opened
             reach("spool.adopt")
-            entries = list(read_entries(path))
+            entries = [
+                # Files of earlier versions have no numbers, and never gave their name to the journal.
+                entry if entry.origin else msgspec.structs.replace(entry, origin=path.stem, number=number)
+                for number, entry in enumerate(read_entries(path), 1)
+            ]
             for entry in entries:
                 self._write(entry, sync=False)
             reach("spool.adopt_sync")
@@ -248,12 +263,7 @@ class Spool:
     async def _ship_forever(self) -> None:
         while True:
             if not self._queue:
-                try:
-                    self._empty()
-                except OSError as error:
-                    # The next worker ships it again, and the doubles are dropped.
-                    self._metrics.spool_file_errors.inc()
-                    _log.error("spool.not_emptied", error=str(error), file=self._path.name)
+                self._empty()
                 if self._closing:
                     return
                 self._wake.clear()
@@ -280,29 +290,34 @@ class Spool:
 
     async def _ship(self, entries: list[SpoolEntry]) -> list[Claim | None]:
         reach("spool.ship")
-        decisions = [entry for entry in entries if entry.event_id]
-        claims = iter(
-            await self._journal.ship(
-                [Shipment(event_id=e.event_id, summary=e.summary, entry=e.payload, ttl_ms=e.ttl_ms) for e in decisions]
-            )
-            if decisions
-            else ()
+        return await self._journal.ship(
+            [
+                Shipment(
+                    event_id=entry.event_id,
+                    summary=entry.summary,
+                    entry=entry.payload,
+                    ttl_ms=entry.ttl_ms,
+                    partition=entry.partition,
+                    origin=entry.origin,
+                    number=entry.number,
+                )
+                for entry in entries
+            ]
         )
-        by_partition: dict[int, list[bytes]] = {}
-        for entry in entries:
-            if not entry.event_id:
-                by_partition.setdefault(entry.partition, []).append(entry.payload)
-        for partition, payloads in by_partition.items():
-            await self._journal.append(partition, payloads)
-        return [next(claims) if entry.event_id else None for entry in entries]
 
     def _empty(self) -> None:
         """Everything is shipped: start the file over, so that a crash re-ships next to nothing."""
-        self._drop_spoilt()
-        if self._written:
-            reach("spool.empty")
-            os.ftruncate(self._file, 0)
-            self._written = 0
+        try:
+            self._drop_spoilt()
+            if self._written:
+                reach("spool.empty")
+                os.ftruncate(self._file, 0)
+        except OSError as error:
+            # What is shipped stays in the file, and is known for that when it is shipped again.
+            self._metrics.spool_retries.inc()
+            _log.warning("spool.not_emptied", error=str(error))
+            return
+        self._written = 0
 
     def _drop_spoilt(self) -> None:
         while self._spoilt:

@@ -54,8 +54,9 @@ class ParquetArchive:
         self._folder = folder
         self._has_failed = False
         self._merged: set[Path] = set()
+        # Folders of hours whose names are surely on disk.
         self._made: set[Path] = set()
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, under=folder.parent)
         (folder / LOCK).touch()
         self._erased = ErasedUsers(folder)
         self._remove_leftovers()
@@ -108,8 +109,9 @@ class ParquetArchive:
         self._erased.note(batch)
         for (kind, partition, hour), rows in tables.items():
             folder = self._folder / kind / hour
-            if folder not in self._made:
-                make_folder(folder, within=self._folder)
+            # Retention may have taken it away meanwhile.
+            if folder not in self._made or not folder.exists():
+                make_folder(folder, under=self._folder)
                 self._made.add(folder)
             target = folder / file_name(partition, rows[0]["journal_id"], rows[-1]["journal_id"])
             written = write_rows(target, kind, [pa.Table.from_pylist(rows, schema=SCHEMAS[kind])])
