@@ -43,7 +43,7 @@ class Load:
         request = urllib.request.Request(self.url + path, data=json.dumps(body).encode(), method=method)
         try:
             with urllib.request.urlopen(request, timeout=10) as response:
-                return json.loads(response.read())
+                return json.loads(response.read() or b"{}")
         except (OSError, urllib.error.HTTPError, http.client.HTTPException):
             self.n_refused += 1
             return None

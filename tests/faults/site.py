@@ -35,7 +35,7 @@ SETTINGS = {
     "HONE_ARCHIVE__FLUSH_S": "0.3",
     "HONE_ARCHIVE__JOURNAL_KEEP_S": "6",
     "HONE_STORE__LEASE_S": "0.5",
-    "HONE_STORE__TIMEOUT_S": "2",
+    "HONE_STORE__TIMEOUT_S": "0.5",
     **{
         f"HONE_SURFACES__{surface}__REWARD__{key}": value
         for surface in ("HOME", "SIMILAR", "BECAUSE_YOU_WATCHED")
@@ -105,6 +105,7 @@ class Site:
     new_store: Callable[[Path], EmbeddedStore] = EmbeddedStore
 
     def __post_init__(self) -> None:
+        self._n_led = 0
         self.store = self.new_store(self.folder)
         self.store.start()
         self.url = f"unix://{socket_path(self.folder)}"
@@ -132,6 +133,8 @@ class Site:
     def start(self, name: str, *, failpoint: str | None = None, under: Sequence[str] = ()) -> None:
         """Start a process, armed or not, without waiting for it; `under` is a program that runs it."""
         environment = {**self.environment, **({"HONE_FAILPOINT": failpoint} if failpoint else {})}
+        if name == "learner":
+            self._n_led = self.log_of(name).count("learn.started")
         if under:
             arguments = [*under, sys.executable, "-m", "service", *COMMANDS[name]]
             self.running[name] = Spawned(arguments, environment, self.log_path(name))
@@ -242,7 +245,7 @@ class Site:
         if name == "api":
             return self._is_api_ready()
         if name == "learner":
-            return bool(self.ask("exists", "hone:lease:{films}"))
+            return self.log_of(name).count("learn.started") > self._n_led
         return True
 
     def ask(self, command: str, *arguments: str) -> Any:
@@ -266,23 +269,18 @@ class Site:
 @contextmanager
 def open_site(
     *,
-    before: Callable[[Site], None] | None = None,
     folder: Path | None = None,
     new_store: Callable[[Path], EmbeddedStore] = EmbeddedStore,
 ) -> Iterator[Site]:
     """Yield a site with a small catalogue, every process of which runs.
 
     Args:
-        before: called when nothing but the archiver runs.
         folder: data folder; a fresh one when None.
         new_store: makes the store.
     """
     with nullcontext(folder) if folder is not None else short_folder() as data_folder:
         site = Site(data_folder, SETTINGS, new_store=new_store)
         try:
-            if before is not None:
-                site.start("archiver")
-                before(site)
             site.heal()
             items = [
                 {"id": f"i{n}", "title": f"Film {n}", "creator": f"c{n % 7}", "attributes": {"genres": [f"g{n % 5}"]}}
