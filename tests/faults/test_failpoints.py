@@ -146,6 +146,8 @@ def at_an_erasure(site: Site, case: Case) -> None:
 
 def by_upkeep(site: Site, case: Case) -> None:
     """Start the archiver on an archive with an old hour in several files: to be merged, or expired."""
+    site.drive(3)
+    site.load.settle()
     site.verdict.wait_settled()
     if site.is_alive(case.process):
         site.kill(case.process)
@@ -159,12 +161,13 @@ def by_upkeep(site: Site, case: Case) -> None:
         if case.action == "kill":
             assert site.wait_ended(case.process) == -signal.SIGKILL
             site.start(case.process)
+        # Again by the process that saw the error, or by the next one.
         wanted = [] if "drop" in case.point else sorted(OLD_IDS)
         eventually(lambda: old_rows(site) == wanted, what="the upkeep was done in the end")
         site.kill(case.process)
     finally:
         site.settings = settings
-    shutil.rmtree(site.verdict.archive / OLD_FOLDER, ignore_errors=True)
+        shutil.rmtree(site.verdict.archive / OLD_FOLDER, ignore_errors=True)
 
 
 def write_old_hour(site: Site) -> None:
