@@ -113,6 +113,7 @@ class ModelLoop(Generic[L]):
         self._adoptions = Adoptions(config, model, models)
         self._epoch = 0
         self._version = 0
+        self._tried_version = 0
         self._applied: dict[int, Position] = {}
         self._n_published = 0
         self._lease_ms = int(config.store.lease_s * 1000)
@@ -365,25 +366,30 @@ class ModelLoop(Generic[L]):
                     return
                 self._joins.apply(position, self._joins.decode(position, payload))
 
+    def _next_version(self) -> int:
+        """Return a version that nothing else has: a write that failed may have happened, and workers serve it."""
+        self._tried_version = max(self._tried_version, self._version) + 1
+        return self._tried_version
+
     async def _publish(self, indices: bytes, values: bytes) -> None:
         delta = WeightDelta(
             epoch=self._epoch,
             base_version=self._version,
-            version=self._version + 1,
+            version=self._next_version(),
             indices=indices,
             values=values,
         )
         reach("learner.publish")
         stream_id = await self._models.publish_delta(self.model, self._epoch, encode(delta))
         reach("learner.published")
-        self._version += 1
+        self._version = delta.version
         self._n_published += 1
         if self._n_published % _SNAPSHOT_EVERY == 0:
             await self._publish_snapshot(stream_id)
 
     async def _publish_whole(self, stream_id: str) -> None:
         """Publish a snapshot that does not follow from what was published; `stream_id` is of the newest delta."""
-        self._version += 1
+        self._version = self._next_version()
         await self._publish_snapshot(stream_id)
         # An empty delta on top of the snapshot: followers see that it is not theirs and load the snapshot.
         await self._publish(b"", b"")

@@ -179,7 +179,7 @@ class ExplorerLoop(ModelLoop[Explorer]):
             return
         self._published_at_ms = now_ms
         newest = await self._models.last_delta(self.model)
-        self._version += 1
+        self._version = self._next_version()
         snapshot = self._snapshot(newest[0] if newest else "0-0")
         # The child process may take longer than the lease lasts.
         checking = asyncio.ensure_future(self._check(self._learner.spec, snapshot.workspace))

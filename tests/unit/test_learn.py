@@ -793,6 +793,27 @@ async def test_an_item_that_no_column_holds_is_passed_over_and_the_rest_is_appli
         await reader.follower.apply_own(ids[-1])
 
 
+async def test_a_publication_whose_answer_was_lost_shares_its_version_with_none() -> None:
+    world = World()
+    loop, reader = world.loop(), Reader.of(world)
+    await loop.start()
+    for n, happens in enumerate([True, False, True]):
+        await world.decide(f"e{n}")
+        await world.happen(f"e{n}", slot=0)
+        world.models.fail, world.models.happens = StoreUnavailable("the answer was lost"), happens
+        with pytest.raises(StoreUnavailable):
+            await loop.step()
+        await reader.follow()
+        await loop.step()
+    stream = {world.models.weights_stream(MODEL): "0-0"}
+    entries = await world.log.read(stream, count=100, block_ms=0)
+    versions = [msgspec.msgpack.decode(entry.payload, type=WeightDelta).version for entry in entries]
+    assert versions == sorted(set(versions))
+    await reader.follow()
+    assert reader.served.version == loop.version
+    np.testing.assert_array_equal(reader.weights, _learned_weights(loop))
+
+
 async def test_a_clock_that_goes_back_stalls_neither_lease_nor_checkpoint_nor_heartbeat() -> None:
     world = World()
     config = msgspec.structs.replace(CONFIG, models={MODEL: ModelConfig(bits=12, checkpoint_s=10.0)})
