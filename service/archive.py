@@ -10,6 +10,7 @@ import structlog
 
 from bandit.joining import Position
 from service.config import Config
+from service.due import is_due
 from service.failpoints import reach
 from service.journal_reader import START, JournalReader, entry_id_of, just_before, position_of
 from service.messages import Checkpoint, Erasure, JournalEntry, journal_decoder
@@ -76,10 +77,10 @@ class Archiver:
                 self._pending[position[1]].append((entry_id_of(position), entry))
         settings = self._config.archive
         waiting = sum(map(len, self._pending.values()))
-        is_due = self._clock() - self._flushed_at_ms >= settings.flush_s * 1000
-        if waiting >= settings.flush_entries or is_due:
+        is_time = is_due(self._clock(), since_ms=self._flushed_at_ms, every_ms=settings.flush_s * 1000)
+        if waiting >= settings.flush_entries or is_time:
             await self.flush()
-        if self._has_upkeep or self._clock() - self._upkept_at_ms >= _UPKEEP_MS:
+        if self._has_upkeep or is_due(self._clock(), since_ms=self._upkept_at_ms, every_ms=_UPKEEP_MS):
             await self._upkeep()
 
     async def flush(self) -> None:

@@ -31,6 +31,7 @@ from service.archive import Archiver
 from service.catalogue_writer import CatalogueWriter
 from service.config import Config, explorer_of
 from service.count_items import ItemCounting, counting_model
+from service.due import is_due
 from service.durable_files import sync_folder, write_synced
 from service.explain import Explainer
 from service.feedback import Feedback
@@ -142,7 +143,7 @@ class Worker:
         while True:
             await asyncio.sleep(_RANKING_S)
             state, now_ms = self.items.ranked_state, wall_clock_ms()
-            if state != ranked or now_ms - ranked_at_ms > _RANKING_MAX_AGE_MS:
+            if state != ranked or is_due(now_ms, since_ms=ranked_at_ms, every_ms=_RANKING_MAX_AGE_MS):
                 self.items.retriever.rankings = await asyncio.to_thread(self.items.build_rankings, now_ms)
                 ranked, ranked_at_ms = state, now_ms
 

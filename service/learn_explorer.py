@@ -15,6 +15,7 @@ from bandit.explorer import Explorer, ExplorerSpec
 from bandit.joining import Joined, Position
 from service.config import Config, SurfaceConfig, explorer_of
 from service.decision_record import unpack_shortlisted
+from service.due import is_due
 from service.failpoints import reach
 from service.learn import ModelLoop
 from service.learned import Learnable, LearnedDecision, LearnedSlot
@@ -173,11 +174,12 @@ class ExplorerLoop(ModelLoop[Explorer]):
     async def _publish_change(self) -> None:
         now_ms = self._clock()
         n_learned = self._learner.n_learned
-        if n_learned == self._n_at_publish or now_ms - self._published_at_ms < self._settings.publish_s * 1000:
+        is_time = is_due(now_ms, since_ms=self._published_at_ms, every_ms=self._settings.publish_s * 1000)
+        if n_learned == self._n_at_publish or not is_time:
             return
         self._published_at_ms = now_ms
         newest = await self._models.last_delta(self.model)
-        self._version += 1
+        self._version = self._next_version()
         snapshot = self._snapshot(newest[0] if newest else "0-0")
         # The child process may take longer than the lease lasts.
         checking = asyncio.ensure_future(self._check(self._learner.spec, snapshot.workspace))

@@ -37,7 +37,8 @@ class Process:
         self.unexpected = unexpected
         self.on_death: list[Callable[[], None]] = []
         self._running = asyncio.Event()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        # In the order they were started: the order of a set of tasks is another one in each run.
+        self._tasks: dict[asyncio.Task[Any], None] = {}
         self._n_left = 0
 
     def begin(self) -> None:
@@ -57,7 +58,7 @@ class Process:
 
     def adopt(self, task: asyncio.Task[Any]) -> None:
         """Take a task that this process's code has started."""
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._ended)
 
     def kill_after(self, n_effects: int) -> None:
@@ -119,7 +120,12 @@ class Process:
             self.fails_at = ""
             raise OSError(errno.ENOSPC, "the disk is full", name)
 
+    @property
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """Return what runs."""
+        return list(self._tasks)
+
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Killed):
             self.unexpected(self.name, error)
