@@ -7,7 +7,7 @@ PYTHON := $(shell for p in python3.12 python3.11 python3 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install lock data logs run test test-long check bench faults clean
+.PHONY: help install lock data logs run test test-long check bench faults soak clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -43,8 +43,14 @@ logs: install ## fetch the public logs that estimators are checked against
 test: data logs ## run the tests
 	$(BIN)/python -m pytest
 
-test-long: data logs ## run the tests that take minutes each
-	$(BIN)/python -m pytest -m long --timeout 3600
+test-long: data logs ## run the tests that take minutes each, but those of `make faults`
+	$(BIN)/python -m pytest -m long --timeout 3600 --ignore tests/faults
+
+faults: data ## kill, stop and fail every process at every named point and at random, and judge what is left
+	$(BIN)/python -m pytest tests/faults -m "not soak" --timeout 900
+
+soak: data ## run a stack under constant load for SOAK_S seconds (1800), save what grew
+	$(BIN)/python -m pytest tests/faults/test_soak.py -m soak -s
 
 check: install ## lint, types, layering
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ import structlog
 from bandit.joining import Position
 from bandit.learner import Learner
 from service.config import Config
+from service.failpoints import reach
 from service.journal_reader import entry_id_of
 from service.messages import Promotion
 from service.model_registry import ArtefactError, Manifest, build_artefact, load_learner, open_artefact, utc_text
@@ -51,6 +52,7 @@ class Adoptions:
             except msgspec.MsgspecError:
                 continue
             if promotion.model == self._model:
+                reach("learner.artefact")
                 stored = await self._models.load_artefact(self._model, promotion.artefact)
                 self._fetched[promotion.artefact] = stored
 
@@ -76,6 +78,7 @@ class Adoptions:
         while self._replaced:
             name, stored = next(iter(self._replaced.items()))
             await self._models.put_artefact(self._model, name, stored)
+            reach("learner.adopted")
             del self._replaced[name]
 
     def _describe(self, name: str, position: Position, learner: Learner) -> bytes:

@@ -36,8 +36,8 @@ ENVIRONMENT_ALIASES = {
 # What features read of a user that expires with the recent interactions, and with the impressions.
 RECENT_SOURCES = ("recent_genres", "n_recent", "last_action", "session_length", "since_last_s")
 IMPRESSION_SOURCES = ("n_seen", "last_shown_s", "session_position", "session_s", "n_shown")
-# Read by other parts: where the file and the download cache are.
-ENVIRONMENT_IGNORED = {"HONE_CONFIG", "HONE_CACHE_DIR"}
+# Read by other parts: where the file and the download cache are, what tests make fail.
+ENVIRONMENT_IGNORED = {"HONE_CONFIG", "HONE_CACHE_DIR", "HONE_FAILPOINT"}
 
 
 class ConfigError(Exception):

@@ -11,6 +11,7 @@ import structlog
 
 from service.config import Config
 from service.errors import InvalidRequest, StoreUnavailable
+from service.failpoints import reach
 from service.messages import Erasure, Event, Interaction, encode
 from service.metrics import Metrics
 from service.numerics import keyed_digest
@@ -81,7 +82,9 @@ class Feedback:
             events.append(self._event(body))
         if events:
             await self._journal_or_spool(events)
+            reach("feedback.users")
             await self._update_users(events)
+            reach("feedback.acknowledge")
         for fate, count in (("accepted", len(events)), ("duplicate", n_duplicate), ("rejected", len(rejected))):
             self._metrics.events.labels(fate).inc(count)
         return AcceptedResponse(accepted=len(events), duplicate=n_duplicate, rejected=rejected)
@@ -116,7 +119,9 @@ class Feedback:
         """
         erasure = Erasure(user_key=keyed_digest(user_id, salt=self._salt), at_unix_ms=self._clock())
         for partition in range(self._journal.n_partitions):
+            reach("feedback.erase")
             await self._journal.append(partition, [encode(erasure)])
+        reach("feedback.erased")
 
     async def _slate_size(self, event_id: str) -> int | None:
         (claim,) = await self._journal.claims([event_id])
@@ -143,13 +148,16 @@ class Feedback:
             partition = self._journal.partition_of(event.event_id or event.user_key)
             by_partition.setdefault(partition, []).append(encode(event))
         for partition, payloads in by_partition.items():
+            reach("feedback.journal")
             try:
                 await self._journal.append(partition, payloads)
             except StoreUnavailable as error:
                 _log.warning("feedback.spooled", error=str(error), n_events=len(payloads))
                 self._metrics.events.labels("spooled").inc(len(payloads))
+                reach("feedback.spool")
                 for payload in payloads:
                     self._spool.append(SpoolEntry(payload=payload, partition=partition), sync=True)
+            reach("feedback.journaled")
 
     async def _update_users(self, events: Sequence[Event]) -> None:
         """Add the interactions eagerly; the learner adds the same ones again, so a failure here only delays them."""

@@ -17,6 +17,7 @@ from bandit.health_intervals import Interval, IntervalCollector, Shown, ShownSlo
 from bandit.joining import Position
 from service.change_reader import read_stream
 from service.config import Config
+from service.due import is_due
 from service.feature_records import item_record
 from service.items_view import ITEMS_STREAM
 from service.joins import PLACED, join_event
@@ -64,6 +65,7 @@ class WatchedDecision(msgspec.Struct, frozen=True, tag_field="type", tag="decisi
     """What the watch reads of a decision: all but its candidates."""
 
     event_id: str
+    decided_at_unix_ms: int
     surface: str
     user_key: str
     features: dict[str, dict[str, float]]
@@ -137,10 +139,10 @@ class HealthWatch:
             self._newest_ms = position[0]
             self._keep(self._apply(position, payload))
         now_ms = self._clock()
-        if now_ms - self._looked_at_ms >= _LOOK_MS:
+        if is_due(now_ms, since_ms=self._looked_at_ms, every_ms=_LOOK_MS):
             self._looked_at_ms = now_ms
             await self._look()
-        if now_ms - self._published_at_ms >= _PUBLISH_MS:
+        if is_due(now_ms, since_ms=self._published_at_ms, every_ms=_PUBLISH_MS):
             self._published_at_ms = now_ms
             await self._board.publish(encode(self.verdict()), ttl_ms=VERDICT_TTL_MS)
 
@@ -271,6 +273,7 @@ class HealthWatch:
             policy=surface.reward,
             slots=slots,
             values={name: value or "(none)" for name, value in values.items()},
+            decided_at_ms=decision.decided_at_unix_ms,
         )
 
     def _worths(self, event_type: str, value: float) -> list[bool]:

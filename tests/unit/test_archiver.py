@@ -263,3 +263,13 @@ async def test_an_outage_between_archiving_and_trimming_archives_nothing_twice()
 
 async def _away(_: str) -> bytes | None:
     raise StoreUnavailable("away")
+
+
+async def test_a_clock_that_goes_back_does_not_keep_entries_from_the_archive(tmp_path: Path) -> None:
+    world = World()
+    world.now_ms = 10_000_000
+    archiver, _ = archiver_of(world, tmp_path, ArchiveConfig(flush_s=10.0, flush_entries=1_000))
+    await world.decide("e0")
+    world.now_ms -= 3_600_000
+    await archiver.step()
+    assert ParquetArchive(tmp_path).position(0) != "0-0"
