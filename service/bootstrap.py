@@ -32,6 +32,7 @@ from service.catalogue_writer import CatalogueWriter
 from service.config import Config, explorer_of
 from service.count_items import ItemCounting, counting_model
 from service.due import is_due
+from service.durable_files import sync_folder, write_synced
 from service.explain import Explainer
 from service.feedback import Feedback
 from service.follow import Follower
@@ -73,10 +74,12 @@ def load_salt(config: Config) -> bytes:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Link a complete file into place, so that processes that start together agree on one salt.
     fresh = path.with_name(f"salt.{os.getpid()}")
-    fresh.write_text(secrets.token_hex(16), encoding="ascii")
-    fresh.chmod(0o600)
+    fresh.touch(0o600)
+    # A salt that a power loss emptied would change every user key.
+    write_synced(fresh, secrets.token_hex(16).encode("ascii"))
     with suppress(FileExistsError):
         os.link(fresh, path)
+    sync_folder(path.parent)
     fresh.unlink()
     return path.read_text(encoding="ascii").encode()
 

@@ -229,5 +229,6 @@ def _write(folder: Path, artefact: Artefact) -> None:
     if folder.exists():
         shutil.rmtree(fresh)
         return
+    sync_folder(fresh)
     fresh.rename(folder)
     sync_folder(folder.parent)

@@ -105,6 +105,9 @@ class Spool:
         self._path = folder
         self._written = 0
         self._n_numbered = 0
+        # What is on disk of the file is not known: it is written no more, and kept until all that it holds is shipped.
+        self._is_spoilt = False
+        self._spoilt: list[tuple[int, Path]] = []
         self._task: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -128,7 +131,10 @@ class Spool:
         if not self._queue:
             reach("spool.close")
             # Before the lock goes, so that nobody adopts it meanwhile.
+            self._drop_spoilt()
             self._path.unlink()
+        for file, _ in self._spoilt:
+            os.close(file)
         os.close(self._file)
 
     def append(self, entry: SpoolEntry, *, sync: bool = False) -> None:
@@ -162,40 +168,67 @@ class Spool:
 
     def _write(self, entry: SpoolEntry, *, sync: bool) -> SpoolEntry:
         """Write an entry and return it as written: numbered, unless another file has numbered it."""
+        if self._is_spoilt:
+            spoilt = self._file, self._path
+            self._open()
+            self._spoilt.append(spoilt)
         if not entry.origin:
             self._n_numbered += 1
             entry = msgspec.structs.replace(entry, origin=self._path.stem, number=self._n_numbered)
         body = _encoder.encode(entry)
         record = _HEADER.pack(len(body), zlib.crc32(body)) + body
-        reach("spool.append")
-        written = os.write(self._file, record)
-        if written != len(record):
-            # A torn record would hide all that follow it.
-            os.ftruncate(self._file, self._written)
-            raise OSError(f"spool took {written} of {len(record)} bytes")
+        try:
+            reach("spool.append")
+            written = os.write(self._file, record)
+            if written != len(record):
+                raise OSError(f"spool took {written} of {len(record)} bytes")
+            reach("spool.appended")
+            if sync:
+                self._sync()
+        except OSError:
+            self._take_back()
+            raise
         self._written += written
-        reach("spool.appended")
-        if sync:
-            reach("spool.sync")
-            os.fsync(self._file)
-            reach("spool.synced")
         return entry
 
+    def _sync(self) -> None:
+        try:
+            reach("spool.sync")
+            os.fsync(self._file)
+        except OSError:
+            # The kernel may have dropped what it could not write, earlier entries too, and the next sync would say
+            # nothing of it.
+            self._is_spoilt = True
+            raise
+        reach("spool.synced")
+
+    def _take_back(self) -> None:
+        """Have nothing of a failed record in the file: torn, it would hide all that follow it."""
+        try:
+            os.ftruncate(self._file, self._written)
+        except OSError:
+            self._is_spoilt = True
+
     def _open(self) -> None:
-        self._written = self._n_numbered = 0
         while True:
             reach("spool.open")
             # The journal knows the name for long: it must never be another file's.
-            self._path = self._folder / f"{os.getpid()}-{os.urandom(16).hex()}.spool"
-            self._file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
+            path = self._folder / f"{os.getpid()}-{os.urandom(16).hex()}.spool"
+            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
             # The lock tells a file in use from one that a dead worker left.
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-            if os.fstat(self._file).st_nlink:
-                # What is synced in it is worth nothing under a name that is gone.
-                sync_folder(self._folder)
-                return
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file).st_nlink:
+                break
             # A worker that starts at the same time took the file for a dead one's before it was locked.
-            os.close(self._file)
+            os.close(file)
+        try:
+            # What is synced in it is worth nothing under a name that is gone.
+            sync_folder(self._folder)
+        except OSError:
+            os.close(file)
+            raise
+        self._file, self._path = file, path
+        self._written, self._n_numbered, self._is_spoilt = 0, 0, False
 
     def _adopt(self, path: Path) -> None:
         """Copy the entries of a dead worker's file into ours and remove it."""
@@ -219,7 +252,7 @@ class Spool:
             for entry in entries:
                 self._write(entry, sync=False)
             reach("spool.adopt_sync")
-            os.fsync(self._file)
+            self._sync()
             for entry in entries:
                 self._push(_Waiting(entry, None))
             reach("spool.adopt_remove")
@@ -274,13 +307,21 @@ class Spool:
 
     def _empty(self) -> None:
         """Everything is shipped: start the file over, so that a crash re-ships next to nothing."""
-        if self._written:
-            try:
+        try:
+            self._drop_spoilt()
+            if self._written:
                 reach("spool.empty")
                 os.ftruncate(self._file, 0)
-            except OSError as error:
-                # What is shipped stays in the file, and is known for that when it is shipped again.
-                self._metrics.spool_retries.inc()
-                _log.warning("spool.not_emptied", error=str(error))
-                return
-            self._written = 0
+        except OSError as error:
+            # What is shipped stays in the file, and is known for that when it is shipped again.
+            self._metrics.spool_retries.inc()
+            _log.warning("spool.not_emptied", error=str(error))
+            return
+        self._written = 0
+
+    def _drop_spoilt(self) -> None:
+        while self._spoilt:
+            file, path = self._spoilt[-1]
+            path.unlink(missing_ok=True)
+            os.close(file)
+            self._spoilt.pop()

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from service.adapters.memory_store import MemoryJournal
 from service.adapters.memory_streams import MemoryStore
 from service.errors import StoreUnavailable
+from service.failpoints import armed, parse
 from service.messages import DecisionSummary, encode
 from service.metrics import Metrics
 from service.ports import Claim, Shipment
@@ -527,3 +528,91 @@ async def test_who_wants_to_know_is_told_of_each_decision_that_came_first_and_of
     await until(lambda: not spool.n_waiting)
     await spool.close()
     assert told == ["a", "b"]
+
+
+async def test_a_file_that_cannot_be_emptied_does_not_stop_the_shipping(tmp_path: Path) -> None:
+    journal, metrics = FlakyJournal(), Metrics()
+    spool = Spool(tmp_path, journal, metrics)
+    spool.start()
+    with armed(parse("spool.empty:eio")):
+        spool.append(_event("first"))
+        await until(lambda: metrics.registry.get_sample_value("hone_spool_retries_total") == 1)
+        spool.append(_event("second"))
+        await until(lambda: spool.n_waiting == 0)
+    await spool.close()
+    assert await journal.payloads() == [b"first", b"second"]
+    assert not _files(tmp_path)
+
+
+async def test_after_a_failed_sync_entries_go_to_another_file(tmp_path: Path) -> None:
+    """A file system may drop the pages that it could not sync: what came before in them may be gone, unnoticed."""
+    journal = FlakyJournal()
+    journal.is_away = True
+    spool = Spool(tmp_path, journal, Metrics())
+    spool.start()
+    spool.append(_event("before"), sync=True)
+    (first,) = _files(tmp_path)
+    with armed(parse("spool.sync:eio")), pytest.raises(OSError, match="Input/output"):
+        spool.append(_event("refused"), sync=True)
+    spool.append(_event("after"), sync=True)
+    (second,) = set(_files(tmp_path)) - {first}
+    assert [entry.payload for entry in read_entries(first)] == [b"before"]
+    assert [entry.payload for entry in read_entries(second)] == [b"after"]
+    # The first file is still this worker's: nobody may adopt it.
+    with first.open("rb") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    journal.is_away = False
+    await until(lambda: spool.n_waiting == 0)
+    await spool.close()
+    assert await journal.payloads() == [b"before", b"after"]
+    assert not _files(tmp_path)
+
+
+async def test_a_record_that_cannot_be_taken_back_hides_no_later_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = FlakyJournal()
+    journal.is_away = True
+    spool = Spool(tmp_path, journal, Metrics())
+    spool.start()
+    spool.append(_event("before"))
+    write = os.write
+
+    def tear(file: int, record: bytes) -> int:
+        return write(file, record[:-1])
+
+    def refuse(file: int, length: int) -> None:
+        raise OSError("read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", tear)
+        patch.setattr(os, "ftruncate", refuse)
+        with pytest.raises(OSError, match="spool took"):
+            spool.append(_event("torn"))
+    spool.append(_event("after"), sync=True)
+    await spool.close(timeout_s=0.1)
+    left = [entry.payload for path in _files(tmp_path) for entry in read_entries(path)]
+    assert sorted(left) == [b"after", b"before"]
+
+
+async def test_the_name_of_a_spool_file_is_on_disk_before_anything_is_taken(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, FlakyJournal(), Metrics())
+    with armed(parse("files.sync_folder:eio")), pytest.raises(OSError, match="Input/output"):
+        spool.start()
+    spool.start()
+    await spool.close()
+
+
+async def test_no_entry_is_taken_into_a_second_file_whose_name_is_not_on_disk(tmp_path: Path) -> None:
+    journal = FlakyJournal()
+    journal.is_away = True
+    spool = Spool(tmp_path, journal, Metrics())
+    spool.start()
+    spool.append(_event("before"), sync=True)
+    for failpoint in ("spool.sync:eio", "files.sync_folder:eio"):
+        with armed(parse(failpoint)), pytest.raises(OSError, match="Input/output"):
+            spool.append(_event("refused"), sync=True)
+    spool.append(_event("after"), sync=True)
+    await spool.close(timeout_s=0.05)
+    left = [entry.payload for path in _files(tmp_path) for entry in read_entries(path)]
+    assert sorted(left) == [b"after", b"before"]
