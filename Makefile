@@ -61,5 +61,8 @@ check: install ## lint, types, layering
 bench: data ## run the benchmarks, save JSON under tests/benchmarks/results
 	$(BIN)/hone bench service
 
+faults: install ## simulate 10,000 schedules of the learning loop with everything going wrong in it, and planted mistakes
+	nice -n 10 $(BIN)/python -m tests.simulation.runner --seeds 10000
+
 clean: ## remove what was built; keeps the download cache
 	rm -rf $(VENV) var build *.egg-info

@@ -13,6 +13,7 @@ import structlog
 import uvloop
 from aiohttp import web
 
+from service.archive import Archiver
 from service.bootstrap import build_archiver, build_health_watch, build_learner, build_worker, writing_client
 from service.config import Config
 from service.errors import Fenced, StoreUnavailable
@@ -73,11 +74,19 @@ def run_archiver(config: Config) -> None:
         archiver = build_archiver(config, Metrics())
         stop = _stop_event()
         watching = asyncio.create_task(_watch(build_health_watch(config), stop))
-        await _repeat(archiver.step, stop)
-        await archiver.flush()
+        await _archive(archiver, stop)
         await watching
 
     uvloop.run(main())
+
+
+async def _archive(archiver: Archiver, stop: asyncio.Event) -> None:
+    """Archive until told to stop, then write what was read; what cannot be written then is read again."""
+    await _repeat(archiver.step, stop)
+    try:
+        await archiver.flush()
+    except (StoreUnavailable, OSError) as error:
+        _log.warning("archive.unfinished", error=str(error))
 
 
 async def _learn(build: Callable[[], ModelLoop[Any]], stop: asyncio.Event) -> None:

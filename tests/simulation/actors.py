@@ -50,8 +50,8 @@ CONFIG = Config(
             sources=[SourceConfig(name="popular", quota=1)],
             reward=RewardPolicy(
                 events={"click": EventReward(base=1.0), "skip": EventReward(base=-0.5)},
-                negative_window_s=0.9,
-                window_s=2.4,
+                negative_window_s=0.7,
+                window_s=1.8,
             ),
         ),
         "slow": SurfaceConfig(
@@ -60,8 +60,8 @@ CONFIG = Config(
                 events={"play": EventReward(per_unit=0.1)},
                 aggregation="sum",
                 learn="at_close",
-                negative_window_s=1.2,
-                window_s=2.0,
+                negative_window_s=1.0,
+                window_s=1.6,
             ),
         ),
     },
@@ -105,7 +105,14 @@ class _Actor:
     def start(self) -> None:
         """Begin as a fresh process."""
         self.process.begin()
-        self.process.spawn(self._run())
+        self.process.spawn(self._live())
+
+    async def _live(self) -> None:
+        try:
+            await self._run()
+        except OSError:
+            # A process that cannot write where it must ends, and its supervisor starts it again.
+            self.process.kill()
 
     async def _run(self) -> None:
         raise NotImplementedError
@@ -186,10 +193,16 @@ class ApiWorker(_Actor):
         await self.feedback.accept(bodies)
 
     async def stop(self) -> None:
-        await self.process.spawn(self.spool.close())
-        self.is_ready = False
-        self.process.is_alive = False
+        if self.is_ready:
+            # No new calls; what was begun has some time to end.
+            self.is_ready = False
+            await asyncio.wait({self.process.spawn(self._close())})
+
+    async def _close(self) -> None:
+        await asyncio.sleep(0.3)
+        await self.spool.close()
         self.process.on_death.clear()
+        self.process.kill()
 
 
 class LearnerProcess(_Actor):
@@ -215,8 +228,9 @@ class LearnerProcess(_Actor):
 
     async def stop(self) -> None:
         self._stop.set()
-        await asyncio.wait(self.process.tasks, timeout=30.0)
-        self.process.is_alive = False
+        if self.process.tasks:
+            await asyncio.wait(self.process.tasks, timeout=30.0)
+        self.process.kill()
 
 
 class ArchiverProcess(_Actor):
@@ -236,10 +250,10 @@ class ArchiverProcess(_Actor):
             metrics=_METRICS,
             clock=self._clock,
         )
-        await processes._repeat(archiver.step, self._stop)
-        await archiver.flush()
+        await processes._archive(archiver, self._stop)
 
     async def stop(self) -> None:
         self._stop.set()
-        await asyncio.wait(self.process.tasks, timeout=30.0)
-        self.process.is_alive = False
+        if self.process.tasks:
+            await asyncio.wait(self.process.tasks, timeout=30.0)
+        self.process.kill()

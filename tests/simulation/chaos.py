@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from tests.simulation.actors import _Actor
     from tests.simulation.world import World
 
-END_S = 4.5
+END_S = 4.0
 _KINDS = ("kill", "kill", "effect", "effect", "effect", "point", "point", "point", "full", "power", "away", "flaky")
-_MORE_KINDS = ("pause", "clock", "store clock", "long leave", "dark", "dark")
+_MORE_KINDS = ("pause", "clock", "store clock", "long leave", "dark", "dark", "end", "end")
 _OWN_POINTS = {
     "api": ("spool.", "recommend.", "feedback."),
     "learner": ("learner.", "counting.", "journal."),
@@ -31,10 +31,11 @@ class Chaos:
         self._plan = sorted((rng.random() * END_S * 0.9, n, kind) for n, kind in enumerate(kinds))
         self._restarts: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._leave_s = 0.0
+        # How long the first worker stays away once it has died, also past the other troubles.
+        self.leave_s = 0.0
 
     async def run(self) -> None:
-        """Do what was drawn, until the end of the troubles."""
+        """Do what was drawn, until the end of the troubles; whoever is ending then has ended."""
         loop = asyncio.get_running_loop()
         watching = loop.create_task(self._watch())
         for at_s, _, kind in self._plan:
@@ -42,13 +43,16 @@ class Chaos:
             self._do(kind)
         await asyncio.sleep(max(0.0, END_S - loop.time()))
         watching.cancel()
+        self.heal()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     def heal(self) -> None:
         """End every trouble; what is to die at an effect or a failpoint does not die any more."""
         self._world.store.is_away, self._world.store.flakiness = False, 0.0
         # Ids of streams never go back: behind such a clock, journal time rests until it has come up again.
         self._world.store_skew_ms = max(self._world.store_skew_ms, 0)
-        for task in (*self._tasks, *self._restarts.values()):
+        for task in self._restarts.values():
             task.cancel()
         for actor in self._world.actors:
             actor.process.go_on()
@@ -57,6 +61,7 @@ class Chaos:
 
     def _do(self, kind: str) -> None:
         rng, world = self._rng, self._world
+        world.troubles.append((asyncio.get_running_loop().time(), kind))
         actor = rng.choice(world.actors)
         process = actor.process
         if kind == "kill":
@@ -84,14 +89,21 @@ class Chaos:
             process.skew_ms += rng.choice([-60_000, -3_000, -400, -30, 30, 400, 3_000, 60_000])
         elif kind == "store clock":
             world.store_skew_ms += rng.choice([-60_000, -900, -20, 20, 200])
+        elif kind == "end":
+            if process.is_alive:
+                self._tasks.append(asyncio.get_running_loop().create_task(actor.stop()))
         elif kind == "dark":
             # Everything hangs on the spools.
             self._later("away", 1.5 + rng.random())
             self._tasks.append(asyncio.get_running_loop().create_task(self._end_workers()))
         else:
             # So long that claims are over when its spool is found.
-            self._leave_s = 3.5
-            world.workers[0].process.kill_after(rng.randint(1, 10))
+            self.leave_s = 3.0
+            process = world.workers[0].process
+            if rng.random() < 0.5:
+                process.dies_at = rng.choice(["spool.shipped", "spool.claimed", "spool.empty"])
+            else:
+                process.kill_after(rng.randint(1, 10))
 
     def _later(self, what: str, for_s: float) -> None:
         store = self._world.store
@@ -142,6 +154,6 @@ class Chaos:
     async def _restart(self, actor: _Actor) -> None:
         wait_s = self._rng.choice([0.05, 0.3, 1.0])
         if actor is self._world.workers[0]:
-            wait_s, self._leave_s = max(wait_s, self._leave_s), 0.0
+            wait_s += self.leave_s
         await asyncio.sleep(wait_s)
         actor.start()

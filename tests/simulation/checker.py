@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -246,14 +247,13 @@ def _decisions(history: History, journal: Mapping[Position, Entry], rules: Rules
         if entry["type"] == "decision":
             items = [slot["item_id"] for slot in entry["slots"]]
             stored.setdefault(entry["event_id"], []).append((position, items, entry["decided_at_unix_ms"]))
-    chosen = {event_id for _, event_id, is_chosen, _, _ in history.answers if is_chosen}
     for event_id, copies in stored.items():
-        for (first, *slate), (second, *other) in zip(copies, copies[1:], strict=False):
+        for (first, *slate), (second, *other) in pairwise(copies):
             # Two slates under one id of the caller's: what the second would have been told is over by then.
-            is_reused = event_id in chosen and slate != other and second[0] - first[0] > rules.claim_ms
+            is_reused = event_id in history.chosen and slate != other and second[0] - first[0] > rules.claim_ms
             if not is_reused:
                 yield f"decision {event_id} is in the journal twice, at {first} and {second}"
-    for at_s, event_id, _, items, degraded in history.answers:
+    for at_s, event_id, items, degraded in history.answers:
         if "log" in degraded:
             continue
         copies = stored.get(event_id, [])
@@ -341,7 +341,7 @@ def _archived(history: History, journal: Mapping[Position, Entry], rules: Rules)
         wanted = Counter(position for position, entry in journal.items() if entry["type"] == tag)
         rows = Counter(_position(partition, row) for partition, row in history.archived.get(kind, []))
         for position in sorted((wanted - rows) + (rows - wanted)):
-            yield f"{tag} at {position} is archived {rows[position]} times, it is in the journal {wanted[position]} times"
+            yield f"{tag} at {position} is archived {rows[position]} times, in the journal {wanted[position]} times"
     expected = expect(journal, history.archive_positions, rules)
     yield from _read_to_the_end(journal, history.archive_positions, "archived")
     rows = sorted(

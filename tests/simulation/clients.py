@@ -7,6 +7,7 @@ import random
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from service.errors import HoneError
 from service.wire import EventBody, RecommendRequest
 from tests.simulation.actors import ITEMS, ApiWorker
 from tests.simulation.history import History
@@ -33,6 +34,8 @@ class Callers:
         request = RecommendRequest(
             surface=surface, user_id=user_id, n=rng.randint(1, 2), event_id=event_id if is_chosen else None
         )
+        if is_chosen:
+            self._history.chosen.add(event_id)
         events = [
             self._event(event_id, surface, user_id, slot=rng.randrange(request.n)) for _ in range(rng.randrange(5))
         ]
@@ -85,8 +88,7 @@ class Callers:
             return None
         shown = [item.item_id for item in answer.items]
         now_s = asyncio.get_running_loop().time()
-        chosen = request.event_id is not None
-        self._history.answers.append((now_s, answer.event_id, chosen, shown, list(answer.degraded)))
+        self._history.answers.append((now_s, answer.event_id, shown, list(answer.degraded)))
         return shown
 
     async def _report(self, events: list[EventBody]) -> None:
@@ -120,8 +122,6 @@ _REFUSED = object()
 
 async def _answer(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Answer as the web handlers do: what a store or a disk refuses is a 503, not the end of the process."""
-    from service.errors import HoneError
-
     try:
         return await coroutine
     except (HoneError, OSError):

@@ -13,7 +13,8 @@ class History:
 
     Attributes:
         streams: Every entry that was ever appended, by stream, with its id.
-        answers: (seconds, event id, whether the caller chose it, items, degraded parts) of decisions.
+        answers: (seconds, event id, items, degraded parts) of decisions.
+        chosen: Event ids that callers chose.
         acknowledged: The bodies of events that were acknowledged.
         power_lost_s: When the machine of the API workers lost power.
         fenced: Epochs that were taken and writes that were done under one, in the order of the store.
@@ -28,7 +29,8 @@ class History:
     """
 
     streams: dict[str, list[tuple[str, bytes]]] = field(default_factory=dict)
-    answers: list[tuple[float, str, bool, list[str], list[str]]] = field(default_factory=list)
+    answers: list[tuple[float, str, list[str], list[str]]] = field(default_factory=list)
+    chosen: set[str] = field(default_factory=set)
     acknowledged: list[dict[str, Any]] = field(default_factory=list)
     power_lost_s: list[float] = field(default_factory=list)
     fenced: list[tuple[str, str, str, int]] = field(default_factory=list)

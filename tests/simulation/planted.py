@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -251,9 +252,44 @@ def _later_decisions_attract() -> AbstractContextManager[Any]:
     return patch("bandit.joining.Joiner._last_shown", last_shown)
 
 
-# By name, how many seeds from 1 on may pass before it is found.
-PLANTED: dict[str, tuple[Plant, int]] = {
-    name.removeprefix("_"): (plant, 400)
-    for name, plant in list(globals().items())
-    if name.startswith("_") and callable(plant) and plant.__doc__ and not name.startswith("__")
+@dataclass(frozen=True)
+class Planted:
+    """A mistake.
+
+    Attributes:
+        plant: Makes it while the context lasts.
+        first: A seed that found it; another one close by does, should the order of things have changed.
+        n_seeds: One of so many schedules in a row finds it, from the first or from 1.
+    """
+
+    plant: Plant
+    first: int = 1
+    n_seeds: int = 250
+
+
+PLANTED = {
+    "no fsync": Planted(_no_fsync),
+    "no fsync of the name": Planted(_no_name_sync),
+    "acknowledge before append": Planted(_acknowledge_before_append),
+    "retry without id": Planted(_retry_without_id),
+    "numbers ignored": Planted(_numbers_ignored),
+    "adopted in memory": Planted(_adopted_in_memory),
+    "emptied before shipped": Planted(_emptied_before_shipped),
+    "torn entries trusted": Planted(_torn_entries_trusted),
+    "claim ignored": Planted(_claim_ignored),
+    "no fence": Planted(_no_fence),
+    "trimmed at the archive": Planted(_trim_at_the_archive),
+    "checkpoint before applying": Planted(_checkpoint_before_applying),
+    "open joins forgotten": Planted(_open_joins_forgotten),
+    "duplicates forgotten": Planted(_duplicates_forgotten),
+    "waiting events kept": Planted(_waiting_kept_wrongly),
+    "windows on the wall clock": Planted(_windows_on_the_wall_clock),
+    "late rewards learned": Planted(_late_rewards_learned),
+    "forgotten before published": Planted(_published_before_it_was),
+    "no watermark": Planted(_no_watermark, 400),
+    "position before rows": Planted(_position_before_rows),
+    "folders not synced": Planted(_folders_not_synced),
+    "leftovers kept": Planted(_leftovers_kept),
+    "archived joins forgotten": Planted(_archived_joins_forgotten),
+    "later decisions attract": Planted(_later_decisions_attract),
 }

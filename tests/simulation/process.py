@@ -24,6 +24,7 @@ class Process:
         skew_ms: Of its clock.
         dies_at: The failpoint that kills it, if it comes to it.
         fails_at: The failpoint at which the disk is full once.
+        died_at: The failpoints that have killed it.
         unexpected: Told of an exception that nobody in the process handled.
     """
 
@@ -34,6 +35,7 @@ class Process:
         self.skew_ms = 0
         self.dies_at = ""
         self.fails_at = ""
+        self.died_at: set[str] = set()
         self.unexpected = unexpected
         self.on_death: list[Callable[[], None]] = []
         self._running = asyncio.Event()
@@ -45,7 +47,6 @@ class Process:
         """Be alive, with no tasks yet."""
         self.is_alive = True
         self._n_left = 0
-        self.dies_at = self.fails_at = ""
         self._running.set()
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -69,8 +70,10 @@ class Process:
         """Die now. Tasks are told at their next turn; their effects are refused from now on."""
         self.is_alive = False
         self._running.set()
+        me = asyncio.current_task()
         for task in list(self._tasks):
-            task.cancel()
+            if task is not me:
+                task.cancel()
         self._tasks.clear()
         for close in self.on_death:
             close()
@@ -114,6 +117,8 @@ class Process:
         if not self.is_alive:
             raise Killed(self.name)
         if name == self.dies_at:
+            self.dies_at = ""
+            self.died_at.add(name)
             self.kill()
             raise Killed(name)
         if name == self.fails_at:

@@ -45,14 +45,14 @@ class World:
     Attributes:
         seed: Of everything.
         history: What happened.
-        reached: Failpoints that a process came to.
+        troubles: What was done to the processes, and when.
     """
 
     def __init__(self, seed: int, folder: Path, loop: SimulatedLoop) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
         self.history = History()
-        self.reached: set[str] = set()
+        self.troubles: list[tuple[float, str]] = []
         self._loop = loop
         self.store_skew_ms = 0
         self.disks = {name: Disk(folder / name) for name in ("front", "back")}
@@ -65,6 +65,11 @@ class World:
             for n in range(self.rng.choice([1, 2]))
         ]
         self.archiver = ArchiverProcess(self._process("archiver", "back"), self.store, self._now_ms, back)
+
+    @property
+    def died_at(self) -> set[str]:
+        """Return the failpoints at which a process died."""
+        return set().union(*(actor.process.died_at for actor in self.actors))
 
     @property
     def actors(self) -> list[_Actor]:
@@ -83,28 +88,30 @@ class World:
         ]
         await chaos.run()
         await asyncio.wait(visits)
-        chaos.heal()
-        await self._come_to_rest()
+        await self._come_to_rest(chaos.leave_s)
 
     async def _visit(self, callers: Callers, name: str, at_s: float) -> None:
         await asyncio.sleep(at_s)
         await callers.visit(name)
 
-    async def _come_to_rest(self) -> None:
+    async def _come_to_rest(self, leave_s: float) -> None:
         for actor in self.actors:
-            if not actor.process.is_alive:
+            if not actor.process.is_alive and (actor is not self.workers[0] or not leave_s):
                 actor.start()
+        if not self.workers[0].process.is_alive:
+            await asyncio.sleep(leave_s)
+            self.workers[0].start()
         for _ in range(200):
             await asyncio.sleep(0.1)
             if all(w.is_ready and not w.spool.n_waiting for w in self.workers):
                 break
         journal = self.store.adapters["journal"]
         # Windows close, whoever waits gives up, and then everyone reads that far.
-        for pause_s in (_QUIET_S, 0.5, 1.5):
+        for pause_s in (_QUIET_S, 0.3, 0.9):
             await asyncio.sleep(pause_s)
             for partition in range(journal.n_partitions):
                 await journal.append(partition, [encode(Heartbeat(at_unix_ms=self._store_ms()))])
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(1.0)
         for actor in self.actors:
             if actor.process.is_alive:
                 await actor.stop()
@@ -122,7 +129,11 @@ class World:
             history.archive_positions = {int(partition): entry_id for partition, entry_id in positions.items()}
         for path in sorted(root.rglob("*.parquet")):
             kind, partition = path.relative_to(root).parts[0], int(path.name.split("-")[0][1:])
-            rows = msgspec.msgpack.decode(path.read_bytes())
+            try:
+                rows = msgspec.msgpack.decode(path.read_bytes())
+            except msgspec.DecodeError as error:
+                history.unexpected.append(f"archive: {path.name} cannot be read: {error}")
+                continue
             history.archived.setdefault(kind, []).extend((partition, row) for row in rows)
 
     @property
@@ -144,10 +155,9 @@ class World:
         return START_MS + int(self._loop.now_s * 1000) + process.skew_ms
 
     def reach(self, name: str) -> None:
-        """Take note of a failpoint; the process that came to it may die there."""
+        """Come to a failpoint, where the process may die."""
         process = current.get()
         if process is not None:
-            self.reached.add(name)
             process.reach_point(name)
 
 
