@@ -187,11 +187,15 @@ def interaction_of(event: Event, *, item_id: str, config: Config) -> Interaction
 
     Its worth is the one of the first declared surface that names the event's type.
     """
-    worths = (s.reward.reward(event.event_type, event.value) for s in config.surfaces.values())
+    worth = None
+    for surface in config.surfaces.values():
+        worth = surface.reward.reward(event.event_type, event.value)
+        if worth is not None:
+            break
     return Interaction(
         item_id=item_id,
         event_type=event.event_type,
-        reward=next((worth for worth in worths if worth is not None), None),
+        reward=worth,
         at_unix_ms=event.accepted_at_unix_ms,
         client_id=event.client_id,
     )

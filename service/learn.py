@@ -193,9 +193,9 @@ class ModelLoop(Generic[L]):
         now_ms = self._clock()
         if self._counting is not None:
             await self._counting.publish(now_ms)
-        is_repaired = await self._repairs.write()
+        is_save_due = now_ms - self._saved_at_ms >= self._config.models[self.model].checkpoint_s * 1000
         # A checkpoint says that its entries need not be read again, so it waits for the users' states.
-        if is_repaired and now_ms - self._saved_at_ms >= self._config.models[self.model].checkpoint_s * 1000:
+        if (is_save_due or self._repairs.is_due(now_ms)) and await self._repairs.write(now_ms) and is_save_due:
             await self.save()
         if not entries:
             await self._beat(now_ms)
@@ -222,7 +222,9 @@ class ModelLoop(Generic[L]):
 
     async def end(self) -> None:
         """Write the checkpoint and let a standby take over at once."""
-        await self.save()
+        # Without the users' states there is no checkpoint: the next learner reads these entries again.
+        if await self._repairs.write(self._clock()):
+            await self.save()
         await self._models.release_lease(self.model, self._epoch)
 
     def show_standby(self) -> None:
