@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -55,6 +56,7 @@ def run_learner(config: Config) -> None:
     configure_logs(config.log_level, process="learner")
 
     async def main() -> None:
+        spare_the_garbage_collector()
         metrics = Metrics()
         stop = _stop_event()
         client = writing_client(config)
@@ -63,6 +65,15 @@ def run_learner(config: Config) -> None:
         await client.aclose()
 
     uvloop.run(main())
+
+
+def spare_the_garbage_collector() -> None:
+    """Let it look less often, and hardly ever at what is old.
+
+    A learner holds every open decision of an attribution window, and nothing of it refers back to what holds it: by the
+    defaults, looking through it again and again took a tenth of the learner's time.
+    """
+    gc.set_threshold(20_000, 50, 1_000)
 
 
 def run_archiver(config: Config) -> None:
