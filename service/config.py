@@ -145,6 +145,20 @@ class ArchiveConfig(Section, frozen=True, kw_only=True):
     keep_days: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
+class MetricsConfig(Section, frozen=True, kw_only=True):
+    """Where the processes that serve no requests answer `/metrics`; an API worker answers on its own port.
+
+    Attributes:
+        host: Address to listen on.
+        learner_port: Of the learner; 0 for none. A standby on the same machine needs another one.
+        archiver_port: Of the archiver; 0 for none.
+    """
+
+    host: str = "127.0.0.1"
+    learner_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    archiver_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+
+
 class SourceConfig(Section, frozen=True, kw_only=True):
     """One candidate source of a surface.
 
@@ -265,6 +279,7 @@ class Config(Section, frozen=True, kw_only=True):
         store: The store.
         archive: The archive.
         health: The health watch.
+        metrics: Metrics of learner and archiver.
         features: The feature schema, shared by all models.
         models: Bandit models by name.
         surfaces: Surfaces by name.
@@ -278,6 +293,7 @@ class Config(Section, frozen=True, kw_only=True):
     store: StoreConfig = msgspec.field(default_factory=StoreConfig)
     archive: ArchiveConfig = msgspec.field(default_factory=ArchiveConfig)
     health: HealthConfig = msgspec.field(default_factory=HealthConfig)
+    metrics: MetricsConfig = msgspec.field(default_factory=MetricsConfig)
     features: FeatureSchema = msgspec.field(default_factory=FeatureSchema)
     models: dict[str, ModelConfig] = {}
     surfaces: dict[str, SurfaceConfig] = {}
