@@ -29,9 +29,18 @@ def bench_retraining(show: Callable[[str], None]) -> dict[str, Any]:
         figures["model_sees_items" if sees_items else "model_sees_genres"] = {
             "mean_value": {name: round(float(np.mean([v[name] for v in values])), 4) for name in values[0]},
             "ips_better_than_none_in_seeds": sum(v["ips"] > v["none"] for v in values),
+            "ips_minus_none": _mean_and_error([v["ips"] - v["none"] for v in values]),
             "by_seed": [{name: round(value, 4) for name, value in v.items()} for v in values],
         }
     return figures
+
+
+def _mean_and_error(values: Sequence[float]) -> dict[str, float]:
+    """Return the mean and its standard error."""
+    return {
+        "mean": round(float(np.mean(values)), 4),
+        "standard_error": round(float(np.std(values, ddof=1) / np.sqrt(len(values))), 4),
+    }
 
 
 def compare_weightings(
