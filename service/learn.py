@@ -188,8 +188,8 @@ class ModelLoop(Generic[L]):
             self._note_user(entry)
             if isinstance(entry, Promotion) and entry.model == self.model:
                 self._adopt(position, entry)
-        await self._adoptions.store_replaced()
         await self._publish_change()
+        await self._adoptions.store_replaced()
         now_ms = self._clock()
         if self._counting is not None:
             await self._counting.publish(now_ms)
