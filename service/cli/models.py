@@ -14,6 +14,7 @@ from service.adapters.embedded_store import running_store
 from service.cli.model_output import interval_text, run_commands
 from service.cli.output import json_text
 from service.cli.settings import settings_of
+from service.config import Canary
 from service.model_commands import ModelCommands, Verdict
 from service.model_registry import Manifest
 from service.promote import Gate
@@ -29,7 +30,7 @@ def promote(
     surface: Annotated[str, typer.Option(help="Surface of a canary.")] = "home",
     share: Annotated[float, typer.Option(help="Share of the surface's users in a canary.")] = 0.1,
     canary_model: Annotated[str, typer.Option(help="Declared model that serves the canary.")] = "challenger",
-    confidence: Annotated[float, typer.Option(help="Of the bounds that gate and roll back.")] = 0.98,
+    confidence: Annotated[float, typer.Option(min=0.5, help="Of the bounds that gate and roll back.")] = 0.98,
     unit_s: Annotated[
         float, typer.Option(help="A canary's user counts with the mean of so long after the first.")
     ] = 3600.0,
@@ -42,9 +43,13 @@ def promote(
     """Ask the gates, promote by stage, take it back when live reward says so; exit 1 when refused or taken back."""
     config = settings_of(context).load()
     chosen = msgspec.convert(stage, Literal["shadow", "canary", "full"])
+    canary = msgspec.convert(
+        {"model": canary_model, "share": share, "artefact": artefact, "unit_s": unit_s, "confidence": confidence},
+        Canary,
+    )
 
     async def run(commands: ModelCommands) -> tuple[list[Gate], bool, Verdict | None]:
-        gates = await commands.gates(artefact, confidence=confidence, unit_s=unit_s)
+        gates = await commands.gates(artefact, confidence=confidence)
         # A canary is there to find evidence: it starts unless the log speaks against the model.
         blocking = [
             g for g in gates if not g.passed and not (chosen == "canary" and g.name == "advantage" and not g.is_refuted)
@@ -55,21 +60,13 @@ def promote(
             [reason or "promoted", *(f"{g.name}: {g.reason}" for g in gates), *(["forced"] if blocking else [])]
         )
         if chosen == "canary":
-            await commands.start_canary(artefact, surface=surface, model=canary_model, share=share, reason=why)
+            await commands.start_canary(artefact, surface=surface, canary=canary, reason=why)
         else:
             await commands.promote(artefact, reason=why)
-        verdict = None
-        if watch_s:
-            verdict = await commands.watch(
-                artefact,
-                stage=chosen,
-                surface=surface,
-                watch_s=watch_s,
-                every_s=every_s,
-                confidence=confidence,
-                unit_s=unit_s,
-            )
-        return gates, True, verdict
+        if not watch_s:
+            return gates, True, None
+        watch = commands.watch_canary if chosen == "canary" else commands.watch_promoted
+        return gates, True, await watch(artefact, watch_s=watch_s, every_s=every_s, confidence=confidence)
 
     with running_store(config) as url:
         gates, passed, verdict = run_commands(config, url, run)
@@ -80,7 +77,7 @@ def promote(
         print(f"{artefact}: {chosen if passed else 'refused'}")
         if verdict is not None:
             print(f"{verdict.action}: {verdict.bounds}")
-    if not passed or (verdict is not None and verdict.action == "rollback"):
+    if not passed or (verdict is not None and verdict.action in ("rollback", "refused")):
         sys.exit(1)
 
 
