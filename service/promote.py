@@ -295,13 +295,8 @@ class Promoter:
             return Gate("entropy", True, f"{candidate:.3f}; the live model has learned nothing")
         live_table = WeightTable(self._config.model_spec(opened.manifest.model))
         live_table.apply(np.frombuffer(live.indices, "<u4"), np.frombuffer(live.values, "<f4"), version=live.version)
-        # Its own figure among the earlier ones would widen their spread until it fits.
-        made = (opened.manifest.created_at, opened.manifest.artefact)
-        retrained = [m for m in others if m.kind == "retrained" and (m.created_at, m.artefact) < made]
-        scores = [manifest.scores.get(ENTROPY) for manifest in retrained]
-        earlier = [score.value for score in scores if score is not None and score.value is not None]
         live_entropy = probe_entropy(live_table, probe)
-        collapse = collapse_reason(candidate, live=live_entropy, earlier=earlier)
+        collapse = collapse_reason(candidate, live=live_entropy, earlier=earlier_entropies(opened.manifest, others))
         return Gate("entropy", not collapse, collapse or f"{candidate:.3f}, the live model's is {live_entropy:.3f}")
 
 
@@ -309,6 +304,17 @@ def n_compared(manifest: Manifest, others: Sequence[Manifest]) -> int:
     """Return how many models were compared on the evidence for one: every one made since that evidence began."""
     made_since = [m for m in others if m.kind != "predecessor" and m.created_at_ms > manifest.to_ms]
     return manifest.n_searched + sum(m.n_searched for m in made_since)
+
+
+def earlier_entropies(manifest: Manifest, others: Sequence[Manifest]) -> list[float]:
+    """Return the probe entropies of the retrains before one, oldest first.
+
+    Its own among them would widen their spread until it fits.
+    """
+    made = (manifest.created_at, manifest.artefact)
+    retrained = (m for m in others if m.kind == "retrained" and (m.created_at, m.artefact) < made)
+    scores = (m.scores.get(ENTROPY) for m in retrained)
+    return [score.value for score in scores if score is not None and score.value is not None]
 
 
 def _skew(evidence: Evidence, *, is_new: bool) -> Gate:
