@@ -169,7 +169,7 @@ class Trial:
 
     async def changes(self) -> list[ConfigChange]:
         entries = (await self.journal.read({0: "0-0"}, count=1_000, block_ms=0))[0]
-        decoded = [journal_decoder.decode(entry.payload) for entry in entries]
+        decoded = [journal_decoder.decode(payload) for _, payload in entries]
         return [entry for entry in decoded if isinstance(entry, ConfigChange)]
 
 
