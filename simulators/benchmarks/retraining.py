@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -50,8 +49,8 @@ def compare_weightings(
     log = world.log(n_decisions, seed=seed)
     values = {"popular": world.value(world.scores, Greedy()), "best": world.value(world.rewards, Greedy())}
     for weighting in weightings:
-        rows = partial(training_rows, log, schema=world.schema, weighting=weighting)
+        rows = list(training_rows(log, schema=world.schema, weighting=weighting))
         spec = spec_of(world.config, MODEL, _CONFIGURATION)
-        learner, _ = train(rows, spec=spec, configuration=_CONFIGURATION)
+        learner, _ = train(rows.copy, spec=spec, configuration=_CONFIGURATION)
         values[weighting] = world.value(world.scores_of(table_of(learner)), Greedy())
     return values
