@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from service.adapters.embedded_store import running_store
 from service.cli.model_output import interval_text, run_commands
@@ -110,13 +110,18 @@ def models(
     if as_json:
         print(json_text(lineage))
         return
-    table = Table("model", "artefact", "kind", "parent", "made", "rows", "advantage", "stage")
     for of_model in lineage:
-        table.add_row(of_model.model, "(live)", "", of_model.artefact, "", "", "", f"version {of_model.version}")
+        goes_on = f", goes on from {of_model.artefact}" if of_model.artefact else ""
+        print(f"{of_model.model}: version {of_model.version}{goes_on}")
+        if not of_model.artefacts:
+            continue
+        # Ids are there to be copied: they are never cut.
+        ids = [Column(name, no_wrap=True, overflow="fold") for name in ("artefact", "parent")]
+        table = Table(ids[0], "kind", ids[1], "rows", "advantage", "stage")
         for entry in of_model.artefacts:
             m = entry.manifest
-            table.add_row("", m.artefact, m.kind, m.parent, m.created_at, str(m.n_rows), _advantage(m), entry.stage)
-    Console().print(table)
+            table.add_row(m.artefact, m.kind, m.parent, str(m.n_rows), _advantage(m), entry.stage)
+        Console().print(table)
 
 
 def _show_gates(gates: list[Gate]) -> None:
