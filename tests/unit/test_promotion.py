@@ -12,7 +12,7 @@ import pytest
 from bandit.learner import Learner
 from bandit.vw_format import encode as encode_features
 from service.adoption import predecessor_id
-from service.errors import StoreUnavailable
+from service.errors import Fenced, StoreUnavailable
 from service.journal_reader import position_of
 from service.messages import Artefact, Checkpoint, ModelSnapshot, Promotion, encode
 from service.model_registry import ArtefactError, Manifest, build_artefact, misfit, open_artefact
@@ -276,6 +276,33 @@ async def test_evidence_for_a_predecessor_is_later_than_everything_it_has_learne
     stored = await world.models.load_artefact(MODEL, predecessor_id(position))
     assert stored is not None
     assert open_artefact(stored, hmac_key=None).manifest.to_ms == position[0] + 1
+
+
+async def test_a_takeover_at_a_promotion_leaves_the_model_and_the_predecessor_of_no_takeover() -> None:
+    """The old learner applies the entry and is fenced when it publishes: the new one applies it for good."""
+    states = []
+    for is_taken_over in (False, True):
+        world = World()
+        loop = world.loop()
+        await loop.start()
+        await _learn_some(world, "a")
+        entry_id = await _promote(world, _artefact(_trained()))
+        await _learn_some(world, "b")
+        if is_taken_over:
+            newer = world.loop()
+            await newer.start()
+            with pytest.raises(Fenced):
+                await loop.step()
+            assert await world.models.artefact_ids(MODEL) == ["a"]
+            loop = newer
+        while await loop.step():
+            pass
+        await loop.save()
+        kept = await world.models.load_artefact(MODEL, predecessor_id(position_of(0, entry_id)))
+        assert kept is not None
+        opened = open_artefact(kept, hmac_key=None)
+        states.append((await world.state(), _weights(Learner(SPEC, opened.workspace)), opened.manifest.n_rows))
+    assert states[0] == states[1]
 
 
 @pytest.mark.parametrize("wrong", ["checksum", "missing", "damaged", "schema"])
