@@ -22,12 +22,14 @@ from service.joins import PLACED, join_event
 from service.journal_reader import START, JournalReader, entry_order, just_before
 from service.messages import (
     ConfigChange,
+    Erasure,
     Event,
     HealthAlarm,
     HealthState,
     HealthVerdict,
     Heartbeat,
     ItemUpsert,
+    Promotion,
     encode,
     item_change_decoder,
 )
@@ -73,7 +75,7 @@ class WatchedDelta(msgspec.Struct, frozen=True):
     version: int
 
 
-_entry_decoder = msgspec.msgpack.Decoder(WatchedDecision | Event | Heartbeat | ConfigChange)
+_entry_decoder = msgspec.msgpack.Decoder(WatchedDecision | Event | Heartbeat | ConfigChange | Erasure | Promotion)
 _delta_decoder = msgspec.msgpack.Decoder(WatchedDelta)
 
 

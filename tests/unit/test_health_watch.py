@@ -9,10 +9,11 @@ import msgspec
 import pytest
 
 from service.errors import StoreUnavailable
-from service.health import HealthWatch
+from service.health import HealthWatch, _entry_decoder
 from service.health_report import fetch_verdict
 from service.messages import Checkpoint, HealthVerdict, Heartbeat, WeightDelta, encode
 from service.processes import _watch
+from tests.make_golden import VALUES
 from tests.statistical.collapse_world import MODEL, World
 
 
@@ -104,6 +105,11 @@ async def test_the_watch_reads_no_whole_model(world: World, monkeypatch: pytest.
     monkeypatch.setattr(world.models, "load_snapshot", too_much)
     await _beat(world, seconds=20)
     assert world.watch.verdict().values[f"learner_lag:{MODEL}"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["event", "heartbeat", "config_change", "erasure", "promotion", "decision"])
+def test_every_kind_of_journal_entry_can_be_read(name: str) -> None:
+    _entry_decoder.decode(encode(VALUES[name]))
 
 
 async def test_an_entry_that_cannot_be_read_stops_nothing(world: World) -> None:
