@@ -8,15 +8,14 @@ from typing import Annotated, Literal
 import msgspec
 import typer
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from service.adapters.embedded_store import running_store
 from service.cli.model_output import interval_text, run_commands
 from service.cli.output import json_text
 from service.cli.settings import settings_of
 from service.config import Canary
-from service.model_commands import ModelCommands, Verdict
-from service.model_registry import Manifest
+from service.model_commands import ArtefactStage, ModelCommands, Verdict
 from service.promote import Gate
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -28,19 +27,23 @@ def promote(
     artefact: Annotated[str, typer.Argument(help="Its id; hone models lists them.")],
     stage: Annotated[str, typer.Option(help="shadow (gates only), canary or full.")] = "shadow",
     surface: Annotated[str, typer.Option(help="Surface of a canary.")] = "home",
-    share: Annotated[float, typer.Option(help="Share of the surface's users in a canary.")] = 0.1,
-    canary_model: Annotated[str, typer.Option(help="Declared model that serves the canary.")] = "challenger",
+    share: Annotated[float, typer.Option(help="Share of the surface's users in a canary, at most 0.5.")] = 0.1,
+    canary_model: Annotated[
+        str, typer.Option(help="Declared model that serves the canary, and nothing else.")
+    ] = "challenger",
     confidence: Annotated[float, typer.Option(min=0.5, help="Of the bounds that gate and roll back.")] = 0.98,
     unit_s: Annotated[
         float, typer.Option(help="A canary's user counts with the mean of so long after the first.")
     ] = 3600.0,
-    watch_s: Annotated[float, typer.Option(help="Stay and look until the verdict, for at most so long.")] = 0.0,
+    watch_s: Annotated[
+        float, typer.Option(help="Stay and look for so long: promote a better canary, roll a worse model back.")
+    ] = 0.0,
     every_s: Annotated[float, typer.Option(help="Look so often.")] = 60.0,
     force: Annotated[bool, typer.Option("--force", help="Promote although a gate refuses; the log says so.")] = False,
     reason: Reason = "",
     as_json: AsJson = False,
 ) -> None:
-    """Ask the gates, promote by stage, take it back when live reward says so; exit 1 when refused or taken back."""
+    """Ask the gates, promote by stage; a canary that earns less ends by itself. Exit 1: refused or taken back."""
     config = settings_of(context).load()
     chosen = msgspec.convert(stage, Literal["shadow", "canary", "full"])
     canary = msgspec.convert(
@@ -113,15 +116,8 @@ def models(
     for of_model in lineage:
         goes_on = f", goes on from {of_model.artefact}" if of_model.artefact else ""
         print(f"{of_model.model}: version {of_model.version}{goes_on}")
-        if not of_model.artefacts:
-            continue
-        # Ids are there to be copied: they are never cut.
-        ids = [Column(name, no_wrap=True, overflow="fold") for name in ("artefact", "parent")]
-        table = Table(ids[0], "kind", ids[1], "rows", "advantage", "stage")
         for entry in of_model.artefacts:
-            m = entry.manifest
-            table.add_row(m.artefact, m.kind, m.parent, str(m.n_rows), _advantage(m), entry.stage)
-        Console().print(table)
+            print(f"  {entry.manifest.artefact}  {', '.join(_facts(entry))}")
 
 
 def _show_gates(gates: list[Gate]) -> None:
@@ -131,9 +127,17 @@ def _show_gates(gates: list[Gate]) -> None:
     Console().print(table)
 
 
-def _advantage(manifest: Manifest) -> str:
-    score = manifest.scores.get("advantage")
-    return "warm" if manifest.warm else "" if score is None else interval_text(score)
+def _facts(entry: ArtefactStage) -> list[str]:
+    """Return what a line says of an artefact after its id."""
+    m = entry.manifest
+    facts = [m.kind, f"{m.n_rows} rows"]
+    if (advantage := m.scores.get("advantage")) is not None:
+        facts.append(f"advantage {interval_text(advantage)}")
+    if m.warm:
+        facts.append("no propensities")
+    if m.parent:
+        facts.append(f"parent {m.parent}")
+    return [*facts, *([entry.stage] if entry.stage else [])]
 
 
 def register(app: typer.Typer) -> None:
