@@ -228,11 +228,15 @@ class Canary(Section, frozen=True, kw_only=True):
         model: A declared model that ranks.
         share: Of the users (of the requests, for anonymous ones), in (0, 0.5].
         artefact: What the model is tried for; which users get it is drawn anew for each.
+        unit_s: A user counts once, with the mean reward of so long after the first decision, in seconds.
+        confidence: Of the bounds that end it when it is worse and promote it when it is better.
     """
 
     model: str
     share: Annotated[float, Meta(gt=0, le=0.5)] = 0.1
     artefact: str = ""
+    unit_s: Seconds = 3600.0
+    confidence: Annotated[float, Meta(ge=0.5, lt=1)] = 0.98
 
 
 class SurfaceConfig(Section, frozen=True, kw_only=True):

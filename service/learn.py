@@ -199,8 +199,8 @@ class ModelLoop(Generic[L]):
                 reach("learner.adopt")
                 self._adopt(position, entry)
             reach("learner.applied")
-        await self._adoptions.store_replaced()
         await self._publish_change()
+        await self._adoptions.store_replaced()
         now_ms = self._clock()
         if self._counting is not None:
             await self._counting.publish(now_ms)
@@ -319,8 +319,13 @@ class ModelLoop(Generic[L]):
             waiting=waiting,
             item_stats=b"" if self._counting is None else self._counting.checkpoint(),
             artefact=self._adoptions.artefact,
+            weight_norm=self._weight_norm(),
         )
         return checkpoint
+
+    def _weight_norm(self) -> float:
+        """Return the norm of the weights, 0 for what is not one table of them."""
+        return 0.0
 
     def _hold(self, decision: LearnedDecision) -> Learnable | None:
         """Return what is held of a decision, None when it was not made with this model."""
@@ -451,6 +456,9 @@ class LearnerLoop(ModelLoop[Learner]):
         self._learner.learn(
             self._shared(joined), held.actions[slot], reward=joined.reward, propensity=held.propensities[slot]
         )
+
+    def _weight_norm(self) -> float:
+        return self._learner.norm()
 
     async def _publish_change(self) -> None:
         if self._is_replaced:

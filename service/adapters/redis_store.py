@@ -20,7 +20,15 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from service.config import StoreConfig
 from service.errors import Fenced, StoreUnavailable
-from service.messages import Impression, Interaction, UserProfile, encode, summary_decoder
+from service.messages import (
+    Impression,
+    Interaction,
+    LearnerProgress,
+    UserProfile,
+    encode,
+    progress_decoder,
+    summary_decoder,
+)
 from service.ports import Claim, Entry, Shipment, UserState
 from service.user_members import impression_member, impression_of
 
@@ -55,9 +63,11 @@ return answers
 # A spool may be found on a disk long after its worker died.
 _ARRIVED_MS = 366 * 86_400_000
 # KEYS: epoch, target. ARGV: epoch, value.
-_FENCED_SET = """
+# KEYS: epoch, checkpoint, progress. ARGV: epoch, their values.
+_FENCED_CHECKPOINT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
 redis.call('SET', KEYS[2], ARGV[2])
+redis.call('SET', KEYS[3], ARGV[3])
 return 'OK'
 """
 _FENCED_ADD = """
@@ -377,14 +387,21 @@ class RedisModelStore:
         return None if found is None else int(found)
 
     async def save_checkpoint(self, model: str, epoch: int, checkpoint: bytes) -> None:
-        """Set under the fence."""
-        await self._fenced(_FENCED_SET, [_epoch_key(model), f"hone:checkpoint:{{{model}}}"], epoch, checkpoint)
+        """Set under the fence, with the few fields that are asked for often in a key of their own."""
+        keys = [_epoch_key(model), f"hone:checkpoint:{{{model}}}", f"hone:progress:{{{model}}}"]
+        await self._fenced(_FENCED_CHECKPOINT, keys, epoch, checkpoint, encode(progress_decoder.decode(checkpoint)))
 
     async def load_checkpoint(self, model: str) -> bytes | None:
         """Get it."""
         async with _store_errors():
             found: Any = await self._client.get(f"hone:checkpoint:{{{model}}}")
             return cast("bytes | None", found)
+
+    async def load_progress(self, model: str) -> LearnerProgress | None:
+        """Get it."""
+        async with _store_errors():
+            found: Any = await self._client.get(f"hone:progress:{{{model}}}")
+        return None if found is None else progress_decoder.decode(found)
 
     async def publish_delta(self, model: str, epoch: int, delta: bytes) -> str:
         """Append under the fence."""
