@@ -46,7 +46,8 @@ test: data logs ## run the tests
 test-long: data logs ## run the tests that take minutes each, but those of `make faults`
 	$(BIN)/python -m pytest -m long --timeout 3600 --ignore tests/faults
 
-faults: data ## kill, stop and fail every process at every named point and at random, and judge what is left
+faults: data ## simulate 10,000 schedules of the loop; kill, stop and fail every process at every named point and at random
+	nice -n 10 $(BIN)/python -m tests.simulation.runner --seeds 10000
 	$(BIN)/python -m pytest tests/faults -m "not soak" --timeout 900
 
 soak: data ## run a stack under constant load for SOAK_S seconds (1800), save what grew
@@ -60,9 +61,6 @@ check: install ## lint, types, layering
 
 bench: data ## run the benchmarks, save JSON under tests/benchmarks/results
 	$(BIN)/hone bench service
-
-faults: install ## simulate 10,000 schedules of the learning loop with everything going wrong in it, and planted mistakes
-	nice -n 10 $(BIN)/python -m tests.simulation.runner --seeds 10000
 
 clean: ## remove what was built; keeps the download cache
 	rm -rf $(VENV) var build *.egg-info
