@@ -41,7 +41,7 @@ logs: install ## fetch the public logs that estimators are checked against
 	$(BIN)/hone evaluate --dataset open-bandit --campaign men >/dev/null
 
 test: data logs ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-long: data logs ## run the tests that take minutes each, but those of `make faults`
 	$(BIN)/python -m pytest -m long --timeout 3600 --ignore tests/faults
