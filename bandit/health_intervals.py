@@ -115,6 +115,7 @@ class Shown:
         policy: What events are worth.
         slots: In order.
         values: The watched features, by name.
+        decided_at_ms: When it was made.
     """
 
     event_id: str
@@ -122,6 +123,7 @@ class Shown:
     policy: RewardPolicy
     slots: Sequence[ShownSlot]
     values: Mapping[str, str]
+    decided_at_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -202,6 +204,7 @@ class IntervalCollector:
             user_key=shown.user_key,
             learnable=[not slot.is_placed for slot in shown.slots],
             payload=shown,
+            decided_at_ms=shown.decided_at_ms,
         )
         self._count(joined)
         return closed

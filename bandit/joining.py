@@ -17,7 +17,11 @@ Payload = TypeVar("Payload")
 
 
 class JoinEvent(msgspec.Struct, frozen=True, gc=False):
-    """What the joiner reads of an accepted event; the fields mean what they mean in the journal."""
+    """What the joiner reads of an accepted event; the fields mean what they mean in the journal.
+
+    Attributes:
+        accepted_at_ms: When it was accepted; one that names no decision belongs to a decision made before.
+    """
 
     client_id: str
     event_type: str
@@ -26,6 +30,7 @@ class JoinEvent(msgspec.Struct, frozen=True, gc=False):
     item_id: str | None
     slot: int | None
     value: float
+    accepted_at_ms: int = 0
 
 
 # Nothing that is held refers back to what holds it, so the garbage collector need not look at these.
@@ -60,6 +65,7 @@ class _Tracked(msgspec.Struct, Generic[Payload], kw_only=True, gc=False):
     user_key: str
     learnable: Sequence[bool]
     learned: list[bool]
+    decided_at_ms: int
     # Of the decision or of an event that waited for it.
     first_position: Position
     rewards: dict[int, list[float]] = {}
@@ -108,6 +114,7 @@ class Joiner(Generic[Payload]):
         user_key: str,
         learnable: Sequence[bool],
         payload: Payload,
+        decided_at_ms: int = 0,
     ) -> list[Joined[Payload]]:
         """Track a decision and join the events that were waiting for it; a repeated one is counted and dropped."""
         joined = self.advance(position[0])
@@ -124,6 +131,7 @@ class Joiner(Generic[Payload]):
             user_key=user_key,
             learnable=learnable,
             learned=[not wanted for wanted in learnable],
+            decided_at_ms=decided_at_ms,
             first_position=min((at for at, _ in waiting), default=position),
         )
         self._tracked[event_id] = tracked
@@ -145,11 +153,10 @@ class Joiner(Generic[Payload]):
         joined = self.advance(position[0])
         event_id = event.event_id
         if event_id is None:
-            decisions = self._by_user_item.get((event.user_key, event.item_id or ""))
-            if not decisions:
+            event_id = self._last_shown(event)
+            if event_id is None:
                 self.counters["event_unattributed"] += 1
                 return joined
-            event_id = decisions[-1]
         tracked = self._tracked.get(event_id)
         if tracked is not None:
             return joined + self._apply(tracked, event, position[0])
@@ -193,6 +200,15 @@ class Joiner(Generic[Payload]):
     def n_open(self) -> int:
         """Return how many decisions are tracked."""
         return len(self._tracked)
+
+    def _last_shown(self, event: JoinEvent) -> str | None:
+        """Return the last decision that showed the event's item to its user before the event, None without one.
+
+        Entries that waited in a spool may come into the journal later than what was decided after them.
+        """
+        shown = (self._tracked[i] for i in self._by_user_item.get((event.user_key, event.item_id or ""), ()))
+        before = [tracked for tracked in shown if tracked.decided_at_ms <= event.accepted_at_ms]
+        return max(before, key=lambda tracked: (tracked.decided_at_ms, tracked.position)).event_id if before else None
 
     def _apply(self, tracked: _Tracked[Payload], event: JoinEvent, now_ms: int) -> list[Joined[Payload]]:
         reward = tracked.policy.reward(event.event_type, event.value)

@@ -11,6 +11,7 @@ import structlog
 from bandit.joining import Position
 from bandit.learner import Learner
 from service.config import Config
+from service.failpoints import reach
 from service.journal_reader import entry_id_of
 from service.messages import Promotion
 from service.model_registry import ArtefactError, Manifest, build_artefact, load_learner, open_artefact, utc_text
@@ -43,6 +44,7 @@ class Adoptions:
 
     async def fetch(self, payloads: Iterable[bytes]) -> None:
         """Fetch the artefacts that entries name, before the first of them is applied."""
+        self._fetched = {}
         for payload in payloads:
             if _TAG not in payload:
                 continue
@@ -51,12 +53,14 @@ class Adoptions:
             except msgspec.MsgspecError:
                 continue
             if promotion.model == self._model:
+                reach("learner.artefact")
                 stored = await self._models.load_artefact(self._model, promotion.artefact)
                 self._fetched[promotion.artefact] = stored
 
     def adopt(self, promotion: Promotion, position: Position, learner: Learner) -> Learner | None:
         """Return the learner that goes on from a fetched artefact, None (logged) when it cannot be used."""
-        stored = self._fetched.pop(promotion.artefact, None)
+        # Not taken out: a later entry of the same batch may name the same artefact.
+        stored = self._fetched.get(promotion.artefact)
         try:
             if stored is None or hashlib.sha256(stored).hexdigest() != promotion.checksum:
                 raise ArtefactError(f"artefact {promotion.artefact} is not there with checksum {promotion.checksum}")
@@ -72,10 +76,14 @@ class Adoptions:
         return adopted
 
     async def store_replaced(self) -> None:
-        """Store the models that were replaced, so that each can be gone back to."""
+        """Store the models that were replaced, so that each can be gone back to.
+
+        What replaced them is published by then: that the predecessor is there says that a promotion is served.
+        """
         while self._replaced:
             name, stored = next(iter(self._replaced.items()))
             await self._models.put_artefact(self._model, name, stored)
+            reach("learner.adopted")
             del self._replaced[name]
 
     def _describe(self, name: str, position: Position, learner: Learner) -> bytes:
@@ -90,6 +98,8 @@ class Adoptions:
             schema_version=learner.spec.schema_version,
             created_at=utc_text(position[0]),
             workspace_sha256=hashlib.sha256(workspace).hexdigest(),
+            # It has learned of decisions up to here: evidence for or against it is later.
+            to_ms=position[0] + 1,
             n_rows=learner.n_learned,
         )
         return build_artefact(manifest, workspace, hmac_key=self._key)

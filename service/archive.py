@@ -10,6 +10,8 @@ import structlog
 
 from bandit.joining import Position
 from service.config import Config
+from service.due import is_due
+from service.failpoints import reach
 from service.journal_reader import START, JournalReader, entry_id_of, just_before, position_of
 from service.messages import Checkpoint, Erasure, JournalEntry, journal_decoder
 from service.metrics import Metrics
@@ -66,6 +68,7 @@ class Archiver:
             OSError: the archive could not be written; what was read is kept and written at the next step.
         """
         if not self._is_rebuilt:
+            reach("archiver.rebuild")
             await self._rebuild_joins()
         for position, payload in await self._reader.read(count=_BATCH, block_ms=_BLOCK_MS):
             entry = _decode(position, payload)
@@ -74,17 +77,19 @@ class Archiver:
                 self._pending[position[1]].append((entry_id_of(position), entry))
         settings = self._config.archive
         waiting = sum(map(len, self._pending.values()))
-        is_due = self._clock() - self._flushed_at_ms >= settings.flush_s * 1000
-        if waiting >= settings.flush_entries or is_due:
+        is_time = is_due(self._clock(), since_ms=self._flushed_at_ms, every_ms=settings.flush_s * 1000)
+        if waiting >= settings.flush_entries or is_time:
             await self.flush()
-        if self._has_upkeep or self._clock() - self._upkept_at_ms >= _UPKEEP_MS:
+        if self._has_upkeep or is_due(self._clock(), since_ms=self._upkept_at_ms, every_ms=_UPKEEP_MS):
             await self._upkeep()
 
     async def flush(self) -> None:
         """Archive what was read, then trim the journal."""
         n_entries = sum(map(len, self._pending.values()))
         if n_entries or self._outcomes:
+            reach("archiver.write")
             await asyncio.to_thread(self._archive.write, self._batch())
+            reach("archiver.written")
             self._metrics.archived.inc(n_entries)
             self._has_upkeep |= any(isinstance(e, Erasure) for of in self._pending.values() for _, e in of)
             self._pending = {partition: [] for partition in self._pending}
@@ -95,6 +100,7 @@ class Archiver:
     async def _upkeep(self) -> None:
         """Do one piece, so that archiving goes on in between."""
         self._upkept_at_ms = self._clock()
+        reach("archiver.upkeep")
         self._has_upkeep = await asyncio.to_thread(
             self._archive.upkeep, now_ms=self._upkept_at_ms, keep_days=self._config.archive.keep_days
         )
@@ -166,7 +172,9 @@ class Archiver:
         for partition, bounds in needed.items():
             before = min(bounds, key=lambda entry_id: position_of(0, entry_id))
             if before != START:
+                reach("archiver.trim")
                 await self._journal.trim(partition, before)
+                reach("archiver.trimmed")
 
 
 def _decode(position: Position, payload: bytes) -> JournalEntry | None:

@@ -28,9 +28,13 @@ from service.adapters.redis_store import (
     connect,
 )
 from service.archive import Archiver
+from service.canary import Canaries, CanaryWatch
 from service.catalogue_writer import CatalogueWriter
 from service.config import Config, explorer_of
+from service.config_writer import ConfigWriter
 from service.count_items import ItemCounting, counting_model
+from service.due import is_due
+from service.durable_files import sync_folder, write_synced
 from service.explain import Explainer
 from service.feedback import Feedback
 from service.follow import Follower
@@ -72,10 +76,12 @@ def load_salt(config: Config) -> bytes:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Link a complete file into place, so that processes that start together agree on one salt.
     fresh = path.with_name(f"salt.{os.getpid()}")
-    fresh.write_text(secrets.token_hex(16), encoding="ascii")
-    fresh.chmod(0o600)
+    fresh.touch(0o600)
+    # A salt that a power loss emptied would change every user key.
+    write_synced(fresh, secrets.token_hex(16).encode("ascii"))
     with suppress(FileExistsError):
         os.link(fresh, path)
+    sync_folder(path.parent)
     fresh.unlink()
     return path.read_text(encoding="ascii").encode()
 
@@ -139,7 +145,7 @@ class Worker:
         while True:
             await asyncio.sleep(_RANKING_S)
             state, now_ms = self.items.ranked_state, wall_clock_ms()
-            if state != ranked or now_ms - ranked_at_ms > _RANKING_MAX_AGE_MS:
+            if state != ranked or is_due(now_ms, since_ms=ranked_at_ms, every_ms=_RANKING_MAX_AGE_MS):
                 self.items.retriever.rankings = await asyncio.to_thread(self.items.build_rankings, now_ms)
                 ranked, ranked_at_ms = state, now_ms
 
@@ -269,6 +275,16 @@ def build_archiver(config: Config, metrics: Metrics) -> Archiver:
         metrics=metrics,
         clock=wall_clock_ms,
     )
+
+
+def build_canary_watch(config: Config) -> CanaryWatch:
+    """Wire the watch of canaries."""
+    client = writing_client(config)
+    models, log = RedisModelStore(client), RedisChangeLog(client)
+    journal = RedisJournal(client, n_partitions=config.store.partitions)
+    writer = ConfigWriter(config, log=log, journal=journal, clock=wall_clock_ms)
+    canaries = Canaries(config, folder=config.data_path / "archive", models=models, writer=writer)
+    return CanaryWatch(canaries, clock=wall_clock_ms)
 
 
 def build_health_watch(config: Config) -> HealthWatch:

@@ -36,8 +36,8 @@ ENVIRONMENT_ALIASES = {
 # What features read of a user that expires with the recent interactions, and with the impressions.
 RECENT_SOURCES = ("recent_genres", "n_recent", "last_action", "session_length", "since_last_s")
 IMPRESSION_SOURCES = ("n_seen", "last_shown_s", "session_position", "session_s", "n_shown")
-# Read by other parts: where the file and the download cache are.
-ENVIRONMENT_IGNORED = {"HONE_CONFIG", "HONE_CACHE_DIR"}
+# Read by other parts: where the file and the download cache are, what tests make fail.
+ENVIRONMENT_IGNORED = {"HONE_CONFIG", "HONE_CACHE_DIR", "HONE_FAILPOINT"}
 
 
 class ConfigError(Exception):
@@ -228,11 +228,15 @@ class Canary(Section, frozen=True, kw_only=True):
         model: A declared model that ranks.
         share: Of the users (of the requests, for anonymous ones), in (0, 0.5].
         artefact: What the model is tried for; which users get it is drawn anew for each.
+        unit_s: A user counts once, with the mean reward of so long after the first decision, in seconds.
+        confidence: Of the bounds that end it when it is worse and promote it when it is better.
     """
 
     model: str
     share: Annotated[float, Meta(gt=0, le=0.5)] = 0.1
     artefact: str = ""
+    unit_s: Seconds = 3600.0
+    confidence: Annotated[float, Meta(ge=0.5, lt=1)] = 0.98
 
 
 class SurfaceConfig(Section, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ import msgspec
 
 from service.change_reader import read_stream
 from service.config import Config, ConfigError
+from service.failpoints import reach
 from service.live_config import CONFIG_STREAM, LiveConfig, value_at
 from service.messages import ConfigChange, ConfigOverride, encode
 from service.ports import ChangeLog, Journal
@@ -59,8 +60,10 @@ class ConfigWriter:
             author=author,
             reason=reason,
         )
+        reach("config.journal")
         # The journal first: a change that no worker saw is better on record than one that nobody finds.
         await self._journal.append(0, [encode(change)])
+        reach("config.publish")
         await self._log.append(CONFIG_STREAM, [encode(override)])
         return change
 

@@ -11,6 +11,8 @@ import numpy as np
 from bandit.item_counts import Counts, ItemCounter
 from bandit.joining import JoinEvent, Position
 from service.config import Config
+from service.due import is_due
+from service.failpoints import reach
 from service.item_statistics import ITEM_STATS_STREAM, unpack_stats
 from service.messages import ItemStats, encode
 from service.ports import ChangeLog
@@ -132,7 +134,8 @@ class ItemCounting:
             Fenced: another learner counts now.
             StoreUnavailable: what changed is published the next time, with everything else.
         """
-        if now_ms - self._published_at_ms >= _PUBLISH_MS and self._as_of != self._published_as_of:
+        is_time = is_due(now_ms, since_ms=self._published_at_ms, every_ms=_PUBLISH_MS)
+        if is_time and self._as_of != self._published_as_of:
             self._published_at_ms = now_ms
             await self._publish(is_whole=self._n_since_whole in (0, _WHOLE_EVERY))
 
@@ -143,7 +146,9 @@ class ItemCounting:
             stats = self._stats(self._everything() if is_whole else changed, is_whole=is_whole)
             # A write that fails may have happened or not; a whole one is right after either.
             n_since_whole, self._n_since_whole = 0 if is_whole else self._n_since_whole, 0
+            reach("counting.publish")
             await self._log.publish(ITEM_STATS_STREAM, self._epoch, encode(stats), is_whole=is_whole)
+            reach("counting.published")
             self._n_since_whole = n_since_whole + 1
         self._published_as_of = as_of
 

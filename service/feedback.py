@@ -11,6 +11,7 @@ import structlog
 
 from service.config import Config
 from service.errors import InvalidRequest, StoreUnavailable
+from service.failpoints import reach
 from service.group_commit import GroupCommit
 from service.messages import Erasure, Event, Interaction, encode
 from service.metrics import Metrics
@@ -83,6 +84,7 @@ class Feedback:
             events.append(self._event(body))
         if events:
             await self._commits.add(events)
+            reach("feedback.acknowledge")
         for fate, count in (("accepted", len(events)), ("duplicate", n_duplicate), ("rejected", len(rejected))):
             self._metrics.events.labels(fate).inc(count)
         return AcceptedResponse(accepted=len(events), duplicate=n_duplicate, rejected=rejected)
@@ -117,7 +119,9 @@ class Feedback:
         """
         erasure = Erasure(user_key=keyed_digest(user_id, salt=self._salt), at_unix_ms=self._clock())
         for partition in range(self._journal.n_partitions):
+            reach("feedback.erase")
             await self._journal.append(partition, [encode(erasure)])
+        reach("feedback.erased")
 
     async def _slate_size(self, event_id: str) -> int | None:
         (claim,) = await self._journal.claims([event_id])
@@ -143,6 +147,7 @@ class Feedback:
         refused = await self._journal_or_spool(requests)
         kept = [event for events, error in zip(requests, refused, strict=True) if error is None for event in events]
         if kept:
+            reach("feedback.users")
             await self._update_users(kept)
         return refused
 
@@ -154,16 +159,19 @@ class Feedback:
                 partition = self._journal.partition_of(event.event_id or event.user_key)
                 by_partition.setdefault(partition, []).append((index, encode(event)))
         for partition, entries in by_partition.items():
+            reach("feedback.journal")
             try:
                 await self._journal.append(partition, [payload for _, payload in entries])
             except StoreUnavailable as error:
                 _log.warning("feedback.spooled", error=str(error), n_events=len(entries))
+                reach("feedback.spool")
                 for index, payload in entries:
                     try:
                         self._spool.append(SpoolEntry(payload=payload, partition=partition), sync=True)
                         self._metrics.events.labels("spooled").inc()
                     except OSError as no_spool:
                         refused[index] = no_spool
+            reach("feedback.journaled")
         return refused
 
     async def _update_users(self, events: Sequence[Event]) -> None:

@@ -11,6 +11,7 @@ import structlog
 
 from service.config import ConfigError
 from service.errors import StoreUnavailable
+from service.failpoints import reach
 from service.item_statistics import ITEM_STATS_STREAM
 from service.items_view import ITEMS_STREAM, ItemsView
 from service.journal_reader import entry_order
@@ -164,6 +165,7 @@ class Follower:
 
     def _apply_delta(self, entry: Entry) -> None:
         stream = entry.stream
+        reach("follower.delta")
         if self._served[stream].apply(_delta_decoder.decode(entry.payload)):
             self._after[stream] = entry.entry_id
             self._n_loads.pop(stream, None)
@@ -178,6 +180,7 @@ class Follower:
         )
 
     def _apply_item(self, entry: Entry) -> None:
+        reach("follower.item")
         try:
             self._items.apply(entry.entry_id, item_change_decoder.decode(entry.payload))
         except (msgspec.MsgspecError, ValueError) as error:
@@ -204,6 +207,7 @@ class Follower:
         if delay_s:
             await asyncio.sleep(delay_s)
         model = self._served[stream]
+        reach("follower.snapshot")
         stored = await self._models.load_snapshot(model.name)
         if stored is None:
             self._after[stream] = otherwise
@@ -214,6 +218,8 @@ class Follower:
             # It would take back what is served; the delta that asked for it is read again.
             _log.warning("follow.stale_snapshot", model=model.name, version=snapshot.version, served=model.version)
             return
-        model.serve(await asyncio.to_thread(model.build, snapshot))
+        built = await asyncio.to_thread(model.build, snapshot)
+        reach("follower.serve")
+        model.serve(built)
         self._after[stream] = snapshot.stream_id
         _log.info("follow.snapshot", model=model.name, version=snapshot.version)

@@ -52,7 +52,8 @@ class GroupCommit(Generic[T]):
             return await self._commit([part for part, _ in group])
         except Exception as error:
             return [error] * len(group)
-        except asyncio.CancelledError:
+        except BaseException:
+            # Cancelled, or the process ends: nobody may wait for ever.
             for _, done in group:
                 done.cancel()
             raise

@@ -24,6 +24,7 @@ def join_event(event: Event) -> JoinEvent:
         item_id=event.item_id,
         slot=event.slot,
         value=event.value,
+        accepted_at_ms=event.accepted_at_unix_ms,
     )
 
 

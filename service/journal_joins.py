@@ -99,6 +99,7 @@ class JournalJoins(Generic[P]):
             policy=policy,
             item_ids=held.item_ids,
             user_key=entry.user_key,
+            decided_at_ms=entry.decided_at_unix_ms,
             learnable=[slot.reason not in PLACED for slot in entry.slots],
             payload=held,
         )

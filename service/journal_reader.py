@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from bandit.joining import Position
+from service.failpoints import reach
 from service.ports import Journal
 
 START = "0-0"
@@ -57,6 +58,7 @@ class JournalReader:
 
     async def read(self, *, count: int, block_ms: int) -> list[tuple[Position, bytes]]:
         """Return the next entries in merged order; none when nothing came within `block_ms`."""
+        reach("journal.read")
         found = await self._journal.read(self._read_to, count=count, block_ms=block_ms)
         for partition, entries in found.items():
             for entry_id, payload in entries:
@@ -65,6 +67,7 @@ class JournalReader:
         released = []
         while (head := self._next_partition()) is not None:
             released.append(self._held[head].popleft())
+        reach("journal.released")
         return released
 
     def _next_partition(self) -> int | None:

@@ -16,7 +16,9 @@ from bandit.vw_format import Encoded
 from service.adoption import Adoptions
 from service.config import Config, SurfaceConfig
 from service.count_items import ItemCounting
+from service.due import is_due
 from service.errors import StoreUnavailable
+from service.failpoints import reach
 from service.feedback import interaction_of
 from service.impressions import impressions_of
 from service.journal_joins import JournalJoins
@@ -111,12 +113,14 @@ class ModelLoop(Generic[L]):
         self._adoptions = Adoptions(config, model, models)
         self._epoch = 0
         self._version = 0
+        self._tried_version = 0
         self._applied: dict[int, Position] = {}
         self._n_published = 0
         self._lease_ms = int(config.store.lease_s * 1000)
         self._renewed_at_ms = 0
         self._saved_at_ms = 0
         self._newest_ms = 0
+        self._quiet_since_ms = 0
 
     @property
     def version(self) -> int:
@@ -147,10 +151,13 @@ class ModelLoop(Generic[L]):
             ValueError: the checkpoint is of another feature schema or table size.
         """
         self._epoch = await self._models.take_epoch(self.model)
+        reach("learner.epoch")
         await self._hold_lease()
         stored = await self._models.load_checkpoint(self.model)
         if stored is not None:
+            reach("learner.restore")
             await self._restore(msgspec.msgpack.decode(stored, type=Checkpoint))
+        reach("learner.restored")
         newest = await self._models.last_delta(self.model)
         published = await self._models.load_snapshot(self.model)
         # Versions go on from what workers may have seen, also past the checkpoint.
@@ -177,8 +184,10 @@ class ModelLoop(Generic[L]):
         await self._renew_lease()
         entries = await self._next_entries()
         for position, payload in entries:
+            reach("learner.join")
             entry = self._joins.decode(position, payload)
             for joined in self._joins.apply(position, entry):
+                reach("learner.learn")
                 self._learn(joined)
                 # One entry may close the windows of very many slots.
                 await self._renew_lease()
@@ -187,17 +196,23 @@ class ModelLoop(Generic[L]):
             self._after_entry(position)
             self._note_user(entry)
             if isinstance(entry, Promotion) and entry.model == self.model:
+                reach("learner.adopt")
                 self._adopt(position, entry)
-        await self._adoptions.store_replaced()
+            reach("learner.applied")
         await self._publish_change()
+        await self._adoptions.store_replaced()
         now_ms = self._clock()
         if self._counting is not None:
             await self._counting.publish(now_ms)
-        is_save_due = now_ms - self._saved_at_ms >= self._config.models[self.model].checkpoint_s * 1000
+        reach("learner.repair")
+        every_ms = self._config.models[self.model].checkpoint_s * 1000
+        is_save_due = is_due(now_ms, since_ms=self._saved_at_ms, every_ms=every_ms)
         # A checkpoint says that its entries need not be read again, so it waits for the users' states.
         if (is_save_due or self._repairs.is_due(now_ms)) and await self._repairs.write(now_ms) and is_save_due:
             await self.save()
-        if not entries:
+        if entries:
+            self._quiet_since_ms = now_ms
+        else:
             await self._beat(now_ms)
         self._show(now_ms)
         return len(entries)
@@ -217,7 +232,9 @@ class ModelLoop(Generic[L]):
         """Write the checkpoint under this learner's epoch."""
         # A checkpoint says that its entries need not be read again.
         await self._adoptions.store_replaced()
+        reach("learner.checkpoint")
         await self._models.save_checkpoint(self.model, self._epoch, encode(self._checkpoint()))
+        reach("learner.checkpointed")
         self._saved_at_ms = self._clock()
 
     async def end(self) -> None:
@@ -225,6 +242,7 @@ class ModelLoop(Generic[L]):
         # Without the users' states there is no checkpoint: the next learner reads these entries again.
         if await self._repairs.write(self._clock()):
             await self.save()
+        reach("learner.release")
         await self._models.release_lease(self.model, self._epoch)
 
     def show_standby(self) -> None:
@@ -237,12 +255,13 @@ class ModelLoop(Generic[L]):
         Without the store it runs out, and nothing else happens: this is called in the middle of entries, of which none
         may be left out.
         """
-        if self._clock() - self._renewed_at_ms >= self._lease_ms / 4:
+        if is_due(self._clock(), since_ms=self._renewed_at_ms, every_ms=self._lease_ms / 4):
             with suppress(StoreUnavailable):
                 await self._hold_lease()
 
     async def _hold_lease(self) -> None:
         self._renewed_at_ms = self._clock()
+        reach("learner.lease")
         await self._models.hold_lease(self.model, self._epoch, lease_ms=self._lease_ms)
 
     def _note_user(self, entry: Any) -> None:  # noqa: ANN401 - the union, or None
@@ -300,8 +319,13 @@ class ModelLoop(Generic[L]):
             waiting=waiting,
             item_stats=b"" if self._counting is None else self._counting.checkpoint(),
             artefact=self._adoptions.artefact,
+            weight_norm=self._weight_norm(),
         )
         return checkpoint
+
+    def _weight_norm(self) -> float:
+        """Return the norm of the weights, 0 for what is not one table of them."""
+        return 0.0
 
     def _hold(self, decision: LearnedDecision) -> Learnable | None:
         """Return what is held of a decision, None when it was not made with this model."""
@@ -349,31 +373,48 @@ class ModelLoop(Generic[L]):
                     return
                 self._joins.apply(position, self._joins.decode(position, payload))
 
+    def _next_version(self) -> int:
+        """Return a version that nothing else has: a write that failed may have happened, and workers serve it."""
+        self._tried_version = max(self._tried_version, self._version) + 1
+        return self._tried_version
+
     async def _publish(self, indices: bytes, values: bytes) -> None:
         delta = WeightDelta(
-            epoch=self._epoch, base_version=self._version, version=self._version + 1, indices=indices, values=values
+            epoch=self._epoch,
+            base_version=self._version,
+            version=self._next_version(),
+            indices=indices,
+            values=values,
         )
+        reach("learner.publish")
         stream_id = await self._models.publish_delta(self.model, self._epoch, encode(delta))
-        self._version += 1
+        reach("learner.published")
+        self._version = delta.version
         self._n_published += 1
         if self._n_published % _SNAPSHOT_EVERY == 0:
             await self._publish_snapshot(stream_id)
 
     async def _publish_whole(self, stream_id: str) -> None:
         """Publish a snapshot that does not follow from what was published; `stream_id` is of the newest delta."""
-        self._version += 1
+        self._version = self._next_version()
         await self._publish_snapshot(stream_id)
         # An empty delta on top of the snapshot: followers see that it is not theirs and load the snapshot.
         await self._publish(b"", b"")
 
     async def _publish_snapshot(self, stream_id: str) -> None:
+        reach("learner.snapshot")
         await self._models.publish_snapshot(self.model, self._epoch, encode(self._snapshot(stream_id)))
+        reach("learner.snapshot_published")
 
     async def _beat(self, now_ms: int) -> None:
-        if (self._joiner.n_open or self._reader.n_held) and now_ms - self._newest_ms >= _HEARTBEAT_MS:
+        # Not since the newest entry: that was the store's clock, which may be another one.
+        is_quiet = is_due(now_ms, since_ms=self._quiet_since_ms, every_ms=_HEARTBEAT_MS)
+        if is_quiet and (self._joiner.n_open or self._reader.n_held):
+            reach("learner.heartbeat")
             beat = encode(Heartbeat(at_unix_ms=now_ms))
             for partition in range(self._journal.n_partitions):
                 await self._journal.append(partition, [beat])
+            self._quiet_since_ms = now_ms
 
     def _show(self, now_ms: int) -> None:
         for reason, count in self._joiner.counters.items():
@@ -415,6 +456,9 @@ class LearnerLoop(ModelLoop[Learner]):
         self._learner.learn(
             self._shared(joined), held.actions[slot], reward=joined.reward, propensity=held.propensities[slot]
         )
+
+    def _weight_norm(self) -> float:
+        return self._learner.norm()
 
     async def _publish_change(self) -> None:
         if self._is_replaced:

@@ -15,6 +15,8 @@ from bandit.explorer import Explorer, ExplorerSpec
 from bandit.joining import Joined, Position
 from service.config import Config, SurfaceConfig, explorer_of
 from service.decision_record import unpack_shortlisted
+from service.due import is_due
+from service.failpoints import reach
 from service.learn import ModelLoop
 from service.learned import Learnable, LearnedDecision, LearnedSlot
 from service.messages import (
@@ -115,7 +117,9 @@ class ExplorerLoop(ModelLoop[Explorer]):
     async def save(self) -> None:
         """Write the last cut under this learner's epoch."""
         if self._cut is not None:
+            reach("learner.checkpoint")
             await self._models.save_checkpoint(self.model, self._epoch, encode(self._cut))
+            reach("learner.checkpointed")
         self._saved_at_ms = self._clock()
 
     def _build_learner(self, model_bytes: bytes | None) -> Explorer:
@@ -170,11 +174,12 @@ class ExplorerLoop(ModelLoop[Explorer]):
     async def _publish_change(self) -> None:
         now_ms = self._clock()
         n_learned = self._learner.n_learned
-        if n_learned == self._n_at_publish or now_ms - self._published_at_ms < self._settings.publish_s * 1000:
+        is_time = is_due(now_ms, since_ms=self._published_at_ms, every_ms=self._settings.publish_s * 1000)
+        if n_learned == self._n_at_publish or not is_time:
             return
         self._published_at_ms = now_ms
         newest = await self._models.last_delta(self.model)
-        self._version += 1
+        self._version = self._next_version()
         snapshot = self._snapshot(newest[0] if newest else "0-0")
         # The child process may take longer than the lease lasts.
         checking = asyncio.ensure_future(self._check(self._learner.spec, snapshot.workspace))
@@ -184,7 +189,9 @@ class ExplorerLoop(ModelLoop[Explorer]):
             self._metrics.explorer_refused.inc()
             _log.error("learn.explorer_refused", model=self.model, version=self._version)
             return
+        reach("learner.snapshot")
         await self._models.publish_snapshot(self.model, self._epoch, encode(snapshot))
+        reach("learner.snapshot_published")
         # An entry without weights: followers that serve an older version load the snapshot.
         await self._publish(b"", b"")
         self._n_at_publish = n_learned

@@ -93,6 +93,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     scores: dict[str, Score] = {}
     schema: int = _SCHEMA
 
+    @property
+    def created_at_ms(self) -> int:
+        """Return when it was made, in unix milliseconds; the manifest knows whole seconds."""
+        return int(datetime.fromisoformat(self.created_at).timestamp() * 1000)
+
 
 @dataclass(frozen=True, slots=True)
 class OpenedArtefact:
@@ -229,5 +234,6 @@ def _write(folder: Path, artefact: Artefact) -> None:
     if folder.exists():
         shutil.rmtree(fresh)
         return
+    sync_folder(fresh)
     fresh.rename(folder)
     sync_folder(folder.parent)

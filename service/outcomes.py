@@ -78,6 +78,7 @@ class OutcomeJoins:
             policy=policy,
             item_ids=[slot.item_id for slot in entry.slots],
             user_key=entry.user_key,
+            decided_at_ms=entry.decided_at_unix_ms,
             learnable=[slot.reason not in PLACED for slot in entry.slots],
             payload=_Shown(
                 journal_id=entry_id_of(position),

@@ -9,24 +9,38 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from service.messages import DecisionSummary, Impression, Interaction, JournalEntry, Outcome, UserProfile
+from service.messages import (
+    DecisionSummary,
+    Impression,
+    Interaction,
+    JournalEntry,
+    LearnerProgress,
+    Outcome,
+    UserProfile,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Shipment:
-    """A decision on its way into the journal.
+    """A decision or an event on its way into the journal.
 
     Attributes:
-        event_id: Claimed by the first shipment that arrives.
+        event_id: Claimed by the first shipment that arrives; empty for an event, which claims nothing.
         summary: Encoded `DecisionSummary`, kept with the claim.
-        entry: The encoded decision.
+        entry: The encoded entry.
         ttl_ms: How long the claim lasts.
+        partition: Where an event goes; a decision goes where its id says.
+        origin: Who numbers its shipments; empty for nobody.
+        number: From 1, rising within an origin: one that is not above the last that arrived has arrived before.
     """
 
     event_id: str
     summary: bytes
     entry: bytes
     ttl_ms: int
+    partition: int = 0
+    origin: str = ""
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +92,13 @@ class Journal(Protocol):
     def partition_of(self, event_id: str) -> int:
         """Return the partition that an event id lives in."""
 
-    async def ship(self, shipments: Sequence[Shipment]) -> list[Claim]:
-        """Append decisions whose event id nobody holds yet, claim and append being one step; one claim each."""
+    async def ship(self, shipments: Sequence[Shipment]) -> list[Claim | None]:
+        """Append what has not arrived before and whose event id nobody holds; claim, number and append are one step.
+
+        Returns:
+            Who holds the event id of each; None for an event, and for a decision that arrived before and whose claim
+            is over.
+        """
 
     async def append(self, partition: int, entries: Sequence[bytes]) -> list[str]:
         """Append entries and return their ids."""
@@ -165,6 +184,9 @@ class ModelStore(Protocol):
 
     async def load_checkpoint(self, model: str) -> bytes | None:
         """Return the checkpoint, None before the first."""
+
+    async def load_progress(self, model: str) -> LearnerProgress | None:
+        """Return what the checkpoint says of the learner's progress, without reading the model in it."""
 
     async def publish_delta(self, model: str, epoch: int, delta: bytes) -> str:
         """Append to the weight stream and return the id."""

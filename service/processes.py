@@ -15,7 +15,16 @@ import uvloop
 from aiohttp import web
 from prometheus_client import start_http_server
 
-from service.bootstrap import build_archiver, build_health_watch, build_learner, build_worker, writing_client
+from service.archive import Archiver
+from service.bootstrap import (
+    build_archiver,
+    build_canary_watch,
+    build_health_watch,
+    build_learner,
+    build_worker,
+    writing_client,
+)
+from service.canary import CanaryWatch
 from service.config import Config, MetricsConfig
 from service.errors import Fenced, StoreUnavailable
 from service.health import HealthWatch
@@ -28,6 +37,7 @@ _RETRY_S = 0.2
 _STANDBY_POLL_S = 0.25
 _DRAIN_S = 10.0
 _KEEPALIVE_S = 75.0
+_CANARY_POLL_S = 1.0
 
 _log = structlog.get_logger("hone.process")
 
@@ -79,7 +89,7 @@ def spare_the_garbage_collector() -> None:
 
 
 def run_archiver(config: Config) -> None:
-    """Archive, and watch the health of the loop, until SIGTERM; then write what was read."""
+    """Archive, watch the health of the loop and the canaries, until SIGTERM; then write what was read."""
     configure_logs(config.log_level, process="archiver")
 
     async def main() -> None:
@@ -88,11 +98,21 @@ def run_archiver(config: Config) -> None:
         stop = _stop_event()
         with _exposed(metrics, config.metrics, "archiver_port"):
             watching = asyncio.create_task(_watch(build_health_watch(config), stop))
-            await _repeat(archiver.step, stop)
-            await archiver.flush()
+            trying = asyncio.create_task(_watch_canaries(build_canary_watch(config), stop))
+            await _archive(archiver, stop)
             await watching
+            await trying
 
     uvloop.run(main())
+
+
+async def _archive(archiver: Archiver, stop: asyncio.Event) -> None:
+    """Archive until told to stop, then write what was read; what cannot be written then is read again."""
+    await _repeat(archiver.step, stop)
+    try:
+        await archiver.flush()
+    except (StoreUnavailable, OSError) as error:
+        _log.warning("archive.unfinished", error=str(error))
 
 
 @contextmanager
@@ -155,6 +175,17 @@ async def _watch(watch: HealthWatch, stop: asyncio.Event) -> None:
         watch.save()
     except Exception:
         _log.exception("health.failed")
+
+
+async def _watch_canaries(watch: CanaryWatch, stop: asyncio.Event) -> None:
+    """Look at canaries until told to stop. A look that fails is logged and tried again: no canary may run unseen."""
+    while not stop.is_set():
+        try:
+            await watch.step()
+        except Exception:
+            _log.exception("canary.failed")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _CANARY_POLL_S)
 
 
 async def _repeat(step: Callable[[], Awaitable[object]], stop: asyncio.Event) -> None:

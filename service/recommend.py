@@ -25,6 +25,7 @@ from service.config import Campaign, Config, SurfaceConfig, explorer_of
 from service.decision_record import build_slot, pack_actions, pack_shortlisted, response_of, seal
 from service.errors import Conflict, InvalidRequest, StoreUnavailable
 from service.explain import find_decision
+from service.failpoints import reach
 from service.feature_records import (
     check_context,
     context_record,
@@ -348,9 +349,11 @@ class Recommender:
             summary=encode(summary),
             ttl_ms=max(MIN_CLAIM_MS, int(surface.reward.window_s * 1000)),
         )
+        reach("recommend.spool")
         try:
             if request.event_id is None:
                 self._spool.append(entry)
+                reach("recommend.spooled")
                 return response_of(decision)
             shipped = self._spool.append_and_ship(entry)
         except OSError:
@@ -362,6 +365,7 @@ class Recommender:
         except TimeoutError:
             self._metrics.degraded.labels("claim").inc()
             return response_of(decision, degraded="claim")
+        reach("recommend.claimed")
         assert claim is not None
         return response_of(decision) if claim.is_new else await self._first_response(decision, claim)
 

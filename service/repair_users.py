@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from service.due import is_due
 from service.errors import StoreUnavailable
 from service.messages import Impression, Interaction
 from service.metrics import Metrics
@@ -25,7 +26,7 @@ class UserRepairs:
 
     def is_due(self, now_ms: int) -> bool:
         """Return whether what waits is to be written now."""
-        return now_ms - self._written_at_ms >= _EVERY_MS
+        return is_due(now_ms, since_ms=self._written_at_ms, every_ms=_EVERY_MS)
 
     def add_interaction(self, user_id: str, interaction: Interaction) -> None:
         """Take note of an event of a user."""

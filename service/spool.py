@@ -19,7 +19,9 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from service.durable_files import make_folder, sync_folder
 from service.errors import StoreUnavailable
+from service.failpoints import reach
 from service.metrics import Metrics
 from service.ports import Claim, Journal, Shipment
 
@@ -39,6 +41,8 @@ class SpoolEntry(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         summary: Encoded summary of a decision.
         ttl_ms: Of a decision's claim.
         partition: Where an event goes.
+        origin: Name of the file that it was first written to; empty before that.
+        number: Its number in that file, from 1: the journal takes each number once, however late it comes again.
     """
 
     payload: bytes
@@ -46,6 +50,8 @@ class SpoolEntry(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     summary: bytes = b""
     ttl_ms: int = 0
     partition: int = 0
+    origin: str = ""
+    number: int = 0
 
 
 # Told of decisions that are in the journal now, for the first time.
@@ -62,7 +68,8 @@ def read_entries(path: Path) -> Iterator[SpoolEntry]:
     while offset + _HEADER.size <= len(blob):
         size, checksum = _HEADER.unpack_from(blob, offset)
         body = blob[offset + _HEADER.size : offset + _HEADER.size + size]
-        if len(body) < size or zlib.crc32(body) != checksum:
+        # No entry is empty: zeros are what a file system leaves of a length without content.
+        if not size or len(body) < size or zlib.crc32(body) != checksum:
             return
         yield _decoder.decode(body)
         offset += _HEADER.size + size
@@ -87,7 +94,7 @@ class Spool:
     def __init__(
         self, folder: Path, journal: Journal, metrics: Metrics, *, on_shipped: OnShipped | None = None
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, under=folder.parent)
         self._folder = folder
         self._journal = journal
         self._metrics = metrics
@@ -97,6 +104,10 @@ class Spool:
         self._file = -1
         self._path = folder
         self._written = 0
+        self._n_numbered = 0
+        # What is on disk of the file is not known: it is written no more, and kept until all that it holds is shipped.
+        self._is_spoilt = False
+        self._spoilt: list[tuple[int, Path]] = []
         self._task: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -118,8 +129,12 @@ class Spool:
                 self._task.cancel()
                 await asyncio.wait({self._task})
         if not self._queue:
+            reach("spool.close")
             # Before the lock goes, so that nobody adopts it meanwhile.
+            self._drop_spoilt()
             self._path.unlink()
+        for file, _ in self._spoilt:
+            os.close(file)
         os.close(self._file)
 
     def append(self, entry: SpoolEntry, *, sync: bool = False) -> None:
@@ -128,8 +143,7 @@ class Spool:
         Raises:
             OSError: it could not be written; nothing was queued.
         """
-        self._write(entry, sync=sync)
-        self._push(_Waiting(entry, None))
+        self._push(_Waiting(self._write(entry, sync=sync), None))
 
     def append_and_ship(self, entry: SpoolEntry) -> asyncio.Future[Claim | None]:
         """Write an entry and return a future of its claim; the future waits as long as the store is away.
@@ -137,7 +151,7 @@ class Spool:
         Raises:
             OSError: it could not be written; nothing was queued.
         """
-        self._write(entry, sync=False)
+        entry = self._write(entry, sync=False)
         done: asyncio.Future[Claim | None] = asyncio.get_running_loop().create_future()
         self._push(_Waiting(entry, done))
         return done
@@ -152,29 +166,69 @@ class Spool:
         self._metrics.spool_waiting.set(len(self._queue))
         self._wake.set()
 
-    def _write(self, entry: SpoolEntry, *, sync: bool) -> None:
+    def _write(self, entry: SpoolEntry, *, sync: bool) -> SpoolEntry:
+        """Write an entry and return it as written: numbered, unless another file has numbered it."""
+        if self._is_spoilt:
+            spoilt = self._file, self._path
+            self._open()
+            self._spoilt.append(spoilt)
+        if not entry.origin:
+            self._n_numbered += 1
+            entry = msgspec.structs.replace(entry, origin=self._path.stem, number=self._n_numbered)
         body = _encoder.encode(entry)
         record = _HEADER.pack(len(body), zlib.crc32(body)) + body
-        written = os.write(self._file, record)
-        if written != len(record):
-            # A torn record would hide all that follow it.
-            os.ftruncate(self._file, self._written)
-            raise OSError(f"spool took {written} of {len(record)} bytes")
+        try:
+            reach("spool.append")
+            written = os.write(self._file, record)
+            if written != len(record):
+                raise OSError(f"spool took {written} of {len(record)} bytes")
+            reach("spool.appended")
+            if sync:
+                self._sync()
+        except OSError:
+            self._take_back()
+            raise
         self._written += written
-        if sync:
+        return entry
+
+    def _sync(self) -> None:
+        try:
+            reach("spool.sync")
             os.fsync(self._file)
+        except OSError:
+            # The kernel may have dropped what it could not write, earlier entries too, and the next sync would say
+            # nothing of it.
+            self._is_spoilt = True
+            raise
+        reach("spool.synced")
+
+    def _take_back(self) -> None:
+        """Have nothing of a failed record in the file: torn, it would hide all that follow it."""
+        try:
+            os.ftruncate(self._file, self._written)
+        except OSError:
+            self._is_spoilt = True
 
     def _open(self) -> None:
-        self._written = 0
         while True:
-            self._path = self._folder / f"{os.getpid()}-{os.urandom(4).hex()}.spool"
-            self._file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
+            reach("spool.open")
+            # The journal knows the name for long: it must never be another file's.
+            path = self._folder / f"{os.getpid()}-{os.urandom(16).hex()}.spool"
+            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
             # The lock tells a file in use from one that a dead worker left.
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-            if os.fstat(self._file).st_nlink:
-                return
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file).st_nlink:
+                break
             # A worker that starts at the same time took the file for a dead one's before it was locked.
-            os.close(self._file)
+            os.close(file)
+        try:
+            # What is synced in it is worth nothing under a name that is gone.
+            sync_folder(self._folder)
+        except OSError:
+            os.close(file)
+            raise
+        self._file, self._path = file, path
+        self._written, self._n_numbered, self._is_spoilt = 0, 0, False
 
     def _adopt(self, path: Path) -> None:
         """Copy the entries of a dead worker's file into ours and remove it."""
@@ -189,12 +243,19 @@ class Spool:
                 return  # its worker lives
             if not os.fstat(file.fileno()).st_nlink:
                 return  # another worker has adopted it since it was opened
-            entries = list(read_entries(path))
+            reach("spool.adopt")
+            entries = [
+                # Files of earlier versions have no numbers, and never gave their name to the journal.
+                entry if entry.origin else msgspec.structs.replace(entry, origin=path.stem, number=number)
+                for number, entry in enumerate(read_entries(path), 1)
+            ]
             for entry in entries:
                 self._write(entry, sync=False)
-            os.fsync(self._file)
+            reach("spool.adopt_sync")
+            self._sync()
             for entry in entries:
                 self._push(_Waiting(entry, None))
+            reach("spool.adopt_remove")
             path.unlink()
             self._metrics.spool_adopted.inc(len(entries))
             _log.info("spool.adopted", n_entries=len(entries), file=path.name)
@@ -216,34 +277,51 @@ class Spool:
                 _log.warning("spool.retry", error=str(error), n_waiting=len(self._queue))
                 await asyncio.sleep(_RETRY_S)
                 continue
+            reach("spool.shipped")
             for waiting, claim in zip(batch, claims, strict=True):
                 self._queue.popleft()
                 if waiting.done is not None and not waiting.done.done():
                     waiting.done.set_result(claim)
             self._metrics.spool_waiting.set(len(self._queue))
+            reach("spool.claimed")
             new = [w.entry for w, claim in zip(batch, claims, strict=True) if claim is not None and claim.is_new]
             if new and self._on_shipped is not None:
                 await self._on_shipped(new)
 
     async def _ship(self, entries: list[SpoolEntry]) -> list[Claim | None]:
-        decisions = [entry for entry in entries if entry.event_id]
-        claims = iter(
-            await self._journal.ship(
-                [Shipment(event_id=e.event_id, summary=e.summary, entry=e.payload, ttl_ms=e.ttl_ms) for e in decisions]
-            )
-            if decisions
-            else ()
+        reach("spool.ship")
+        return await self._journal.ship(
+            [
+                Shipment(
+                    event_id=entry.event_id,
+                    summary=entry.summary,
+                    entry=entry.payload,
+                    ttl_ms=entry.ttl_ms,
+                    partition=entry.partition,
+                    origin=entry.origin,
+                    number=entry.number,
+                )
+                for entry in entries
+            ]
         )
-        by_partition: dict[int, list[bytes]] = {}
-        for entry in entries:
-            if not entry.event_id:
-                by_partition.setdefault(entry.partition, []).append(entry.payload)
-        for partition, payloads in by_partition.items():
-            await self._journal.append(partition, payloads)
-        return [next(claims) if entry.event_id else None for entry in entries]
 
     def _empty(self) -> None:
         """Everything is shipped: start the file over, so that a crash re-ships next to nothing."""
-        if self._written:
-            os.ftruncate(self._file, 0)
-            self._written = 0
+        try:
+            self._drop_spoilt()
+            if self._written:
+                reach("spool.empty")
+                os.ftruncate(self._file, 0)
+        except OSError as error:
+            # What is shipped stays in the file, and is known for that when it is shipped again.
+            self._metrics.spool_retries.inc()
+            _log.warning("spool.not_emptied", error=str(error))
+            return
+        self._written = 0
+
+    def _drop_spoilt(self) -> None:
+        while self._spoilt:
+            file, path = self._spoilt[-1]
+            path.unlink(missing_ok=True)
+            os.close(file)
+            self._spoilt.pop()

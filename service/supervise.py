@@ -18,6 +18,7 @@ from service.adapters.embedded_store import EmbeddedStore, die_with_parent, is_a
 from service.bootstrap import load_salt
 from service.config import Config
 from service.errors import StoreUnavailable
+from service.failpoints import reach
 
 _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 10.0
@@ -110,6 +111,7 @@ class Supervisor:
         if store is None or store.process is None or store.process.poll() is None:
             return
         _log.error("serve.store_died", returncode=store.process.returncode)
+        reach("supervise.restart_store")
         try:
             store.start()
         except StoreUnavailable as error:
@@ -120,6 +122,7 @@ class Supervisor:
         now_s = time.monotonic()
         if child.process is None:
             if now_s >= child.restart_at_s:
+                reach("supervise.start")
                 # A parent-death signal follows the thread that forks: this is the main one.
                 child.process = subprocess.Popen(child.arguments, preexec_fn=die_with_parent)
                 child.started_at_s = now_s
@@ -132,6 +135,7 @@ class Supervisor:
             child.backoff_s = _FIRST_BACKOFF_S
         _log.error("serve.child_died", child=child.name, returncode=returncode, restart_in_s=child.backoff_s)
         child.process = None
+        reach("supervise.restart")
         child.restart_at_s = now_s + child.backoff_s
         child.backoff_s = min(child.backoff_s * 2, _MAX_BACKOFF_S)
 

@@ -121,6 +121,8 @@ class Stack:
         """Kill a process at once (SIGKILL) and return the pid it had."""
         pid = self.processes()[name]
         os.kill(pid, signal.SIGKILL)
+        if self._serve is not None and pid == self._serve.pid:
+            self._serve.wait()
         return pid
 
     def wait_restarted(self, name: str, *, old_pid: int) -> int:

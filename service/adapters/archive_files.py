@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from bandit.joining import Position
 from service.durable_files import sync_file
+from service.failpoints import reach
 from service.journal_reader import position_of
 
 _DECISIONS = pa.schema(
@@ -262,7 +263,9 @@ def write_rows(target: Path, kind: str, tables: Iterable[pa.Table], *, n_erased:
     with partial.open("wb") as file:
         with pq.ParquetWriter(file, SCHEMAS[kind].with_metadata(metadata), compression="zstd") as writer:
             for table in _grouped(tables):
+                reach("archive.rows")
                 writer.write_table(table)
+        reach("archive.rows_sync")
         sync_file(file)
     return partial
 

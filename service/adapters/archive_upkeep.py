@@ -28,6 +28,7 @@ from service.adapters.archive_files import (
     write_rows,
 )
 from service.durable_files import put_in_place, sync_folder, write_whole
+from service.failpoints import reach
 from service.journal_reader import entry_order
 from service.messages import Decision, Erasure, Event
 from service.ports import ArchiveBatch
@@ -113,8 +114,10 @@ def _erase_in(file: ArchiveFile, kind: str, until: Mapping[str, int], event_ids:
     n_gone = sum(pc.sum(_is_gone(t, kind, until, event_ids)).as_py() or 0 for t in tables_of(file.path, kind, names))
     if not n_gone:
         return
+    reach("archive.erase")
     kept = (t.filter(pc.invert(_is_gone(t, kind, until, event_ids))) for t in tables_of(file.path, kind))
     put_in_place(write_rows(file.path, kind, kept, n_erased=n_erased_in(file.path) + n_gone), file.path)
+    reach("archive.erased")
 
 
 def _is_gone(table: pa.Table, kind: str, until: Mapping[str, int], event_ids: Mapping[str, int]) -> pa.Array:
@@ -143,8 +146,10 @@ def drop_one_hour(folder: Path, *, before_ms: int) -> bool:
             with replacing(folder) as may:
                 if not may:
                     return False
+                reach("archive.drop")
                 for path in hour.iterdir():
                     path.unlink()
+                    reach("archive.dropped")
                 hour.rmdir()
                 sync_folder(hour.parent)
                 if not any(hour.parent.iterdir()):
@@ -182,13 +187,16 @@ def _merge(folder: Path, kind: str, hour: Path) -> bool:
             first, last = ("-".join(map(str, place)) for place in (several[0].first, several[-1].last))
             target = hour / file_name(partition, first, last)
             tables = chain.from_iterable(tables_of(file.path, kind) for file in several)
+            reach("archive.merge")
             n_erased = sum(n_erased_in(file.path) for file in several)
             written.append((write_rows(target, kind, tables, n_erased=n_erased), target))
     with replacing(folder) as may:
         if may:
             for partial, target in written:
                 put_in_place(partial, target)
+                reach("archive.merged")
             for file in split_covered(hour)[1]:
+                reach("archive.merge_remove")
                 file.path.unlink()
     for partial, _ in written:
         partial.unlink(missing_ok=True)

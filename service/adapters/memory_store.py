@@ -16,7 +16,16 @@ import msgspec
 from service.adapters.memory_streams import MemoryStore
 from service.config import StoreConfig
 from service.errors import Fenced
-from service.messages import Impression, Interaction, JournalEntry, UserProfile, encode, summary_decoder
+from service.messages import (
+    Impression,
+    Interaction,
+    JournalEntry,
+    LearnerProgress,
+    UserProfile,
+    encode,
+    progress_decoder,
+    summary_decoder,
+)
 from service.ports import ArchiveBatch, Claim, Entry, OpenJoins, OutcomeRow, Shipment, UserState
 from service.user_members import impression_member, impression_of
 
@@ -35,24 +44,35 @@ class MemoryJournal:
         self._store = store
         self.n_partitions = n_partitions
         self._claims: dict[str, _HeldClaim] = {}
+        # The last number that arrived, by partition and origin.
+        self._arrived: dict[tuple[int, str], int] = {}
 
     def partition_of(self, event_id: str) -> int:
         """Return blake2b(event_id) mod P."""
         return int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest(), "little") % self.n_partitions
 
-    async def ship(self, shipments: Sequence[Shipment]) -> list[Claim]:
-        """Claim and append."""
-        claims = []
-        for shipment in shipments:
-            held = self._held(shipment.event_id)
-            is_new = held is None
-            if held is None:
-                journal_id = self._store.add(_journal(self.partition_of(shipment.event_id)), shipment.entry)
-                held = _HeldClaim(journal_id, shipment.summary, self._store.clock() + shipment.ttl_ms)
-                self._claims[shipment.event_id] = held
-            claims.append(_claim(held, is_new=is_new))
+    async def ship(self, shipments: Sequence[Shipment]) -> list[Claim | None]:
+        """Claim, number and append."""
+        claims = [self._ship(shipment) for shipment in shipments]
         await self._store.announce()
         return claims
+
+    def _ship(self, shipment: Shipment) -> Claim | None:
+        partition = self.partition_of(shipment.event_id) if shipment.event_id else shipment.partition
+        is_old = 0 < shipment.number <= self._arrived.get((partition, shipment.origin), 0)
+        if shipment.number and not is_old:
+            self._arrived[partition, shipment.origin] = shipment.number
+        held = self._held(shipment.event_id)
+        if held is not None:
+            return _claim(held, is_new=False)
+        if is_old:
+            return None
+        journal_id = self._store.add(_journal(partition), shipment.entry)
+        if not shipment.event_id:
+            return None
+        held = _HeldClaim(journal_id, shipment.summary, self._store.clock() + shipment.ttl_ms)
+        self._claims[shipment.event_id] = held
+        return _claim(held, is_new=True)
 
     async def append(self, partition: int, entries: Sequence[bytes]) -> list[str]:
         """Append."""
@@ -271,6 +291,11 @@ class MemoryModelStore:
         """Get it."""
         await asyncio.sleep(0)
         return self._checkpoints.get(model)
+
+    async def load_progress(self, model: str) -> LearnerProgress | None:
+        """Read it off the checkpoint."""
+        await asyncio.sleep(0)
+        return progress_decoder.decode(self._checkpoints[model]) if model in self._checkpoints else None
 
     async def publish_delta(self, model: str, epoch: int, delta: bytes) -> str:
         """Append under the fence."""

@@ -27,7 +27,8 @@ from service.adapters.archive_files import (
 )
 from service.adapters.archive_upkeep import ErasedUsers, drop_one_hour, erase_users, merge_one_hour
 from service.decision_record import explore_rate_of
-from service.durable_files import put_in_place, write_whole
+from service.durable_files import make_folder, put_in_place, write_whole
+from service.failpoints import reach
 from service.journal_reader import START, entry_order
 from service.messages import Decision, Event, Heartbeat, JournalEntry, Outcome
 from service.ports import ArchiveBatch, OpenJoins
@@ -53,7 +54,9 @@ class ParquetArchive:
         self._folder = folder
         self._has_failed = False
         self._merged: set[Path] = set()
-        folder.mkdir(parents=True, exist_ok=True)
+        # Folders of hours whose names are surely on disk.
+        self._made: set[Path] = set()
+        make_folder(folder, under=folder.parent)
         (folder / LOCK).touch()
         self._erased = ErasedUsers(folder)
         self._remove_leftovers()
@@ -102,12 +105,20 @@ class ParquetArchive:
                 ms = entry_order(row["journal_id"])[0]
                 tables.setdefault((kind, partition, hour_of(ms)), []).append(row)
         # Before the rows: a crash in between erases what is there already, which is right too.
+        reach("archive.note")
         self._erased.note(batch)
         for (kind, partition, hour), rows in tables.items():
             folder = self._folder / kind / hour
-            folder.mkdir(parents=True, exist_ok=True)
+            # Retention may have taken it away meanwhile.
+            if folder not in self._made or not folder.exists():
+                make_folder(folder, under=self._folder)
+                self._made.add(folder)
             target = folder / file_name(partition, rows[0]["journal_id"], rows[-1]["journal_id"])
-            put_in_place(write_rows(target, kind, [pa.Table.from_pylist(rows, schema=SCHEMAS[kind])]), target)
+            written = write_rows(target, kind, [pa.Table.from_pylist(rows, schema=SCHEMAS[kind])])
+            reach("archive.place")
+            put_in_place(written, target)
+            reach("archive.placed")
+        reach("archive.state")
         self._write_state(
             _State(
                 positions={**state.positions, **batch.positions},
@@ -115,10 +126,12 @@ class ParquetArchive:
                 waiting={model: list(ids) for model, ids in batch.joins.waiting.items()},
             )
         )
+        reach("archive.stored")
 
     def _remove_leftovers(self) -> None:
         """Remove what no position covers, the files of writes that did not end, and what was merged already."""
         positions: dict[int, tuple[int, int]] = {}
+        reach("archive.leftovers")
         for leftover in self._folder.rglob("*.partial"):
             leftover.unlink()
         for kind in SCHEMAS:

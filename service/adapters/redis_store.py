@@ -1,4 +1,4 @@
-"""The ports on Redis 7+ or Valkey 8+: streams, hashes and four small scripts, each within one cluster slot."""
+"""The ports on Redis 7+ or Valkey 8+: streams, hashes and small scripts, each within one cluster slot."""
 
 from __future__ import annotations
 
@@ -20,24 +20,54 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from service.config import StoreConfig
 from service.errors import Fenced, StoreUnavailable
-from service.messages import Impression, Interaction, UserProfile, encode, summary_decoder
+from service.messages import (
+    Impression,
+    Interaction,
+    LearnerProgress,
+    UserProfile,
+    encode,
+    progress_decoder,
+    summary_decoder,
+)
 from service.ports import Claim, Entry, Shipment, UserState
 from service.user_members import impression_member, impression_of
 
-# Claim an event id and append its decision in one step; answers the claim that holds.
-# KEYS: decision key, journal. ARGV: entry, summary, ttl ms.
+# Append the shipments of one origin in one step: each unless it arrived before or its event id is claimed; answers the
+# claims that hold, nothing for an event.
+# KEYS: journal, number that arrived last, for each shipment its decision key, or the journal for an event.
+# ARGV: how long the number is kept in ms, for each shipment number, entry, summary, ttl ms.
 _SHIP = """
-local held = redis.call('HMGET', KEYS[1], 'id', 'summary')
-if held[1] then return {held[1], held[2], 0} end
-local id = redis.call('XADD', KEYS[2], '*', 'e', ARGV[1])
-redis.call('HSET', KEYS[1], 'id', id, 'summary', ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
-return {id, ARGV[2], 1}
+local before = tonumber(redis.call('GET', KEYS[2]) or '0')
+local arrived, answers = before, {}
+for k = 3, #KEYS do
+    local at = 4 * k - 10
+    local number, answer = tonumber(ARGV[at]), {}
+    local is_old = number > 0 and number <= arrived
+    local held = KEYS[k] ~= KEYS[1] and redis.call('HMGET', KEYS[k], 'id', 'summary') or {}
+    if held[1] then
+        answer = {held[1], held[2], 0}
+    elseif not is_old then
+        local id = redis.call('XADD', KEYS[1], '*', 'e', ARGV[at + 1])
+        if KEYS[k] ~= KEYS[1] then
+            redis.call('HSET', KEYS[k], 'id', id, 'summary', ARGV[at + 2])
+            redis.call('PEXPIRE', KEYS[k], ARGV[at + 3])
+            answer = {id, ARGV[at + 2], 1}
+        end
+    end
+    if number > arrived then arrived = number end
+    answers[k - 2] = answer
+end
+if arrived > before then redis.call('SET', KEYS[2], string.format('%d', arrived), 'PX', ARGV[1]) end
+return answers
 """
+# A spool may be found on a disk long after its worker died.
+_ARRIVED_MS = 366 * 86_400_000
 # KEYS: epoch, target. ARGV: epoch, value.
-_FENCED_SET = """
+# KEYS: epoch, checkpoint, progress. ARGV: epoch, their values.
+_FENCED_CHECKPOINT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
 redis.call('SET', KEYS[2], ARGV[2])
+redis.call('SET', KEYS[3], ARGV[3])
 return 'OK'
 """
 _FENCED_ADD = """
@@ -156,18 +186,32 @@ class RedisJournal:
         """Return blake2b(event_id) mod P."""
         return int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest(), "little") % self.n_partitions
 
-    async def ship(self, shipments: Sequence[Shipment]) -> list[Claim]:
-        """Claim and append in one pipelined round trip."""
+    async def ship(self, shipments: Sequence[Shipment]) -> list[Claim | None]:
+        """Claim, number and append in one pipelined round trip."""
+        # Places in `shipments` by partition and origin: what one script takes.
+        together: dict[tuple[int, str], list[int]] = {}
+        for place, shipment in enumerate(shipments):
+            partition = self.partition_of(shipment.event_id) if shipment.event_id else shipment.partition
+            together.setdefault((partition, shipment.origin), []).append(place)
 
         def fill(pipeline: Pipeline) -> None:
-            for shipment in shipments:
-                partition = self.partition_of(shipment.event_id)
-                keys = (_decision_key(partition, shipment.event_id), _journal_key(partition))
-                pipeline.evalsha(_SHIP_SHA, 2, *keys, shipment.entry, shipment.summary, str(shipment.ttl_ms))
+            for (partition, origin), places in together.items():
+                journal = _journal_key(partition)
+                keys = [journal, f"hone:{{{partition}}}:arrived:{origin}"]
+                arguments: list[str | bytes] = [str(_ARRIVED_MS)]
+                for shipment in (shipments[place] for place in places):
+                    keys.append(_decision_key(partition, shipment.event_id) if shipment.event_id else journal)
+                    arguments += (str(shipment.number), shipment.entry, shipment.summary, str(shipment.ttl_ms))
+                pipeline.evalsha(_SHIP_SHA, len(keys), *keys, *arguments)
 
+        claims: list[Claim | None] = [None] * len(shipments)
         async with _store_errors():
-            answers = await _run_script(self._client, _SHIP, fill)
-        return [_claim(journal_id, summary, is_new=bool(is_new)) for journal_id, summary, is_new in answers]
+            by_script = await _run_script(self._client, _SHIP, fill)
+        for places, answers in zip(together.values(), by_script, strict=True):
+            for place, answer in zip(places, answers, strict=True):
+                if answer:
+                    claims[place] = _claim(answer[0], answer[1], is_new=bool(answer[2]))
+        return claims
 
     async def append(self, partition: int, entries: Sequence[bytes]) -> list[str]:
         """Append in one pipelined round trip."""
@@ -343,14 +387,21 @@ class RedisModelStore:
         return None if found is None else int(found)
 
     async def save_checkpoint(self, model: str, epoch: int, checkpoint: bytes) -> None:
-        """Set under the fence."""
-        await self._fenced(_FENCED_SET, [_epoch_key(model), f"hone:checkpoint:{{{model}}}"], epoch, checkpoint)
+        """Set under the fence, with the few fields that are asked for often in a key of their own."""
+        keys = [_epoch_key(model), f"hone:checkpoint:{{{model}}}", f"hone:progress:{{{model}}}"]
+        await self._fenced(_FENCED_CHECKPOINT, keys, epoch, checkpoint, encode(progress_decoder.decode(checkpoint)))
 
     async def load_checkpoint(self, model: str) -> bytes | None:
         """Get it."""
         async with _store_errors():
             found: Any = await self._client.get(f"hone:checkpoint:{{{model}}}")
             return cast("bytes | None", found)
+
+    async def load_progress(self, model: str) -> LearnerProgress | None:
+        """Get it."""
+        async with _store_errors():
+            found: Any = await self._client.get(f"hone:progress:{{{model}}}")
+        return None if found is None else progress_decoder.decode(found)
 
     async def publish_delta(self, model: str, epoch: int, delta: bytes) -> str:
         """Append under the fence."""

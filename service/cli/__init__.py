@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -25,6 +26,7 @@ from service.cli import (
 from service.cli.settings import Settings
 from service.config import ConfigError
 from service.errors import Fenced, InvalidRequest, NotFound, StoreUnavailable
+from service.failpoints import arm_from_environment
 
 app = typer.Typer(
     name="hone",
@@ -43,6 +45,7 @@ def _main(
     ] = None,
 ) -> None:
     """Retrieve, rank with a contextual bandit, learn within seconds, log exact propensities."""
+    arm_from_environment(os.environ)
     context.obj = Settings(config_path=config)
 
 

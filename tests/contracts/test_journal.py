@@ -53,6 +53,53 @@ async def test_one_batch_may_hold_an_event_id_twice(adapters: Adapters) -> None:
     assert await _payloads(journal) == [b"a", b"b"]
 
 
+def _numbered(number: int, entry: bytes, *, event_id: str = "", partition: int = 0, origin: str = "o") -> Shipment:
+    summary = encode(_summary("d")) if event_id else b""
+    return Shipment(
+        event_id=event_id,
+        summary=summary,
+        entry=entry,
+        ttl_ms=150,
+        partition=partition,
+        origin=origin,
+        number=number,
+    )
+
+
+async def test_a_number_of_an_origin_arrives_once_however_late_it_comes_again(adapters: Adapters) -> None:
+    journal = adapters.journal()
+    batch = [_numbered(1, b"decision", event_id="e1"), _numbered(2, b"event")]
+    decision, event = await journal.ship(batch)
+    assert decision is not None
+    assert decision.is_new
+    assert event is None
+    (again, _) = await journal.ship(batch)
+    assert again is not None
+    assert (again.journal_id, again.is_new) == (decision.journal_id, False)
+    await adapters.pass_ms(300)
+    # The claim is over; only the number says that it was here.
+    *old, new = await journal.ship([*batch, _numbered(3, b"next", event_id="e2")])
+    assert old == [None, None]
+    assert new is not None
+    assert new.is_new
+    assert await _payloads(journal) == [b"decision", b"event", b"next"]
+
+
+async def test_numbers_are_of_their_origin_and_partition(adapters: Adapters) -> None:
+    journal = adapters.journal(n_partitions=2)
+    await journal.ship([_numbered(2, b"a"), _numbered(1, b"b", origin="other"), _numbered(1, b"c", partition=1)])
+    await journal.ship([_numbered(1, b"before a"), _numbered(2, b"d", origin="other"), _numbered(3, b"e", partition=1)])
+    assert await _payloads(journal) == [b"a", b"b", b"d"]
+    assert await _payloads(journal, 1) == [b"c", b"e"]
+
+
+async def test_what_has_no_number_always_arrives(adapters: Adapters) -> None:
+    journal = adapters.journal()
+    for _ in range(2):
+        await journal.ship([_numbered(0, b"event", origin="")])
+    assert await _payloads(journal) == [b"event", b"event"]
+
+
 async def test_of_many_at_once_exactly_one_claims(adapters: Adapters) -> None:
     journal = adapters.journal()
     claims = await asyncio.gather(*(journal.ship([_shipment("e1", b"%d" % n, digest=str(n))]) for n in range(20)))

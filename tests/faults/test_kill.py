@@ -1,199 +1,118 @@
-"""kill -9 between an acknowledged reward and its learning: after the restart it is learned, once."""
+"""kill -9 under `hone serve`: what was acknowledged is learned once, whoever dies, and whenever."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
+import random
 import signal
-import urllib.request
+import time
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
-import numpy as np
 import pytest
 
-from bandit.learner import Learner
-from service.adapters.embedded_store import EmbeddedStore, store_url
-from service.adapters.memory_store import MemoryModelStore, MemoryStore, MemoryUserStates
-from service.adapters.redis_store import RedisJournal, RedisModelStore, connect
-from service.bootstrap import wall_clock_ms
-from service.config import Config, load_config
-from service.journal_reader import position_of
-from service.learn import LearnerLoop
-from service.messages import Checkpoint
-from service.metrics import Metrics
-from tests.stack import Stack, eventually, short_folder, start_stack
+from tests.faults.load import Steady
+from tests.faults.supervised import Supervised, supervised
+from tests.stack import eventually
 
-MODEL = "films"
-# No window closes before its reward comes, however slow the machine, and a checkpoint is always close by.
-SETTINGS = {
-    "HONE_SURFACES__HOME__REWARD__NEGATIVE_WINDOW_S": "300",
-    "HONE_SURFACES__HOME__REWARD__WINDOW_S": "600",
-    "HONE_MODELS__FILMS__CHECKPOINT_S": "0.5",
-}
+NAMES = ("api-0", "learner", "archiver", "store", "serve")
+N_ROUNDS = 10
 
 
-@pytest.fixture
-def fresh_stack() -> Iterator[Stack]:
-    with short_folder() as folder:
-        stack = start_stack(folder, env=SETTINGS, n_items=2_000)
-        try:
-            yield stack
-        finally:
-            stack.stop()
+@pytest.fixture(scope="module")
+def whole() -> Iterator[Supervised]:
+    with supervised() as running:
+        yield running
 
 
-def call(stack: Stack, path: str, body: Any) -> Any:
-    request = urllib.request.Request(stack.url + path, data=json.dumps(body).encode(), method="POST")
-    with urllib.request.urlopen(request, timeout=10) as response:
-        return json.loads(response.read())
-
-
-def recommend(stack: Stack) -> Any:
-    return call(stack, "/v1/recommend", {"surface": "home", "n": 5, "user_id": "ml-7", "context": {"device": "tv"}})
-
-
-def click(stack: Stack, slate: Any, slot: int) -> None:
+def click(whole: Supervised, slate: Any, slot: int) -> None:
     event = {"type": "click", "event_id": slate["event_id"], "slot": slot, "id": f"{slate['event_id']}-{slot}"}
-    assert call(stack, "/v1/events", [event]) == {"accepted": 1, "duplicate": 0, "rejected": []}
+    assert whole.load.report([event])
 
 
-def config_of(stack: Stack) -> Config:
-    return load_config(environment={"HONE_DATA_DIR": str(stack.data_dir), **SETTINGS})
-
-
-async def load_checkpoint(config: Config) -> Checkpoint:
-    client = connect(store_url(config), timeout_s=10.0)
-    try:
-        stored = await RedisModelStore(client).load_checkpoint(MODEL)
-    finally:
-        await client.aclose()
-    assert stored is not None
-    return msgspec.msgpack.decode(stored, type=Checkpoint)
-
-
-class JournalUpTo(RedisJournal):
-    """The real journal, cut at the checkpoint, so that an undisturbed learner sees exactly what was applied."""
-
-    def __init__(self, client: Any, *, last: str) -> None:
-        super().__init__(client, n_partitions=1)
-        self._last = position_of(0, last)
-
-    async def read(self, after: Any, *, count: int, block_ms: int) -> Any:
-        found = await super().read(after, count=count, block_ms=0)
-        return {
-            p: [entry for entry in entries if position_of(p, entry[0]) <= self._last] for p, entries in found.items()
-        }
-
-    async def append(self, partition: int, entries: Any) -> list[str]:
-        return ["0-0"]  # the undisturbed learner must not write heartbeats into the journal it is compared on
-
-
-async def undisturbed_learner(config: Config, last: str) -> LearnerLoop:
-    client = connect(store_url(config), timeout_s=10.0)
-    memory = MemoryStore(wall_clock_ms)
-    try:
-        loop = LearnerLoop(
-            config=config,
-            model=MODEL,
-            journal=JournalUpTo(client, last=last),
-            models=MemoryModelStore(memory),
-            users=MemoryUserStates(memory, config.store),
-            metrics=Metrics(),
-            clock=wall_clock_ms,
-        )
-        await loop.start()
-        while await loop.step():
-            pass
-    finally:
-        await client.aclose()
-    return loop
-
-
-def weights_of(learner: Learner) -> np.ndarray:
-    # The fourth column is scratch.
-    return learner._workspace.weights()[:, 0, :3].copy()
-
-
-def assert_learned_once(stack: Stack, *, n_clicks: int) -> None:
-    """Stop the stack and compare its model, bit for bit, with a learner that was never disturbed."""
-    config = config_of(stack)
-    stack.stop()
-    store = EmbeddedStore(stack.data_dir)
-    store.start()
-    try:
-        checkpoint = asyncio.run(load_checkpoint(config))
-        undisturbed = asyncio.run(undisturbed_learner(config, checkpoint.positions["0"]))
-    finally:
-        store.stop()
-    disturbed = Learner(config.model_spec(MODEL), checkpoint.workspace)
-    assert checkpoint.counters["slot_reward"] == n_clicks
-    assert dict(undisturbed._joiner.counters) == checkpoint.counters
-    assert undisturbed._learner.n_learned == checkpoint.n_learned
-    np.testing.assert_array_equal(weights_of(disturbed), weights_of(undisturbed._learner))
-    assert np.count_nonzero(weights_of(disturbed)) > 0
-
-
-def wait_until_learned(stack: Stack, version: int) -> None:
-    eventually(lambda: recommend(stack)["model_version"] > version, timeout_s=60, what="a newer model is served")
-
-
-def test_a_reward_acknowledged_before_the_learner_dies_is_learned_once(fresh_stack: Stack) -> None:
-    first = recommend(fresh_stack)
-    click(fresh_stack, first, 0)
-    wait_until_learned(fresh_stack, first["model_version"])
-    # The learner is held, so that the next reward is surely acknowledged before it is learned.
-    learner = fresh_stack.processes()["learner"]
+def test_a_reward_acknowledged_before_the_learner_dies_is_learned_once(whole: Supervised) -> None:
+    # The learner is held, so that the reward is surely acknowledged before it is learned.
+    learner = whole.stack.processes()["learner"]
     os.kill(learner, signal.SIGSTOP)
-    slate = recommend(fresh_stack)
-    click(fresh_stack, slate, 1)
-    fresh_stack.kill("learner")
-    fresh_stack.wait_restarted("learner", old_pid=learner)
-    wait_until_learned(fresh_stack, slate["model_version"])
-    click(fresh_stack, slate, 1)  # the caller retries: the same client id counts once
-    assert_learned_once(fresh_stack, n_clicks=2)
+    slate = whole.load.recommend()
+    click(whole, slate, 1)
+    whole.stack.kill("learner")
+    whole.stack.wait_restarted("learner", old_pid=learner)
+    click(whole, slate, 1)  # the caller retries: the same client id counts once
+    whole.assert_sound()
+    counters = whole.verdict.checkpoint().counters
+    assert counters["event_duplicate"] >= 1
+    version = slate["model_version"]
+    eventually(lambda: (whole.load.recommend() or slate)["model_version"] > version, what="a newer model is served")
 
 
-def test_a_reward_acknowledged_before_the_store_dies_is_learned_once(fresh_stack: Stack) -> None:
-    first = recommend(fresh_stack)
-    click(fresh_stack, first, 0)
-    wait_until_learned(fresh_stack, first["model_version"])
-    learner = fresh_stack.processes()["learner"]
+def test_a_reward_acknowledged_before_the_store_dies_is_learned_once(whole: Supervised) -> None:
+    learner = whole.stack.processes()["learner"]
     os.kill(learner, signal.SIGSTOP)
-    slate = recommend(fresh_stack)
-    click(fresh_stack, slate, 1)
-    old = fresh_stack.kill("store")
-    fresh_stack.wait_restarted("store", old_pid=old)
+    click(whole, whole.load.recommend(), 1)
+    old = whole.stack.kill("store")
+    whole.stack.wait_restarted("store", old_pid=old)
     os.kill(learner, signal.SIGCONT)
-    wait_until_learned(fresh_stack, slate["model_version"])
-    assert_learned_once(fresh_stack, n_clicks=2)
+    whole.assert_sound()
 
 
-def test_rewards_and_decisions_taken_while_the_store_is_down_are_learned_once(fresh_stack: Stack) -> None:
-    first = recommend(fresh_stack)
-    fresh_stack.kill("store")
+def test_rewards_and_decisions_taken_while_the_store_is_down_are_learned_once(whole: Supervised) -> None:
+    whole.stack.kill("store")
     # Whatever of these falls into the outage goes through the spool.
-    during = [recommend(fresh_stack) for _ in range(5)]
-    for slate in during:
-        click(fresh_stack, slate, 0)
-    eventually(lambda: "store" in fresh_stack.processes(), what="the store runs again")
-    version = max(slate["model_version"] for slate in during)
-    wait_until_learned(fresh_stack, version)
-    click(fresh_stack, first, 2)
-    wait_until_learned(fresh_stack, version + 1)
-    assert_learned_once(fresh_stack, n_clicks=6)
+    for _ in range(5):
+        slate = whole.load.call("/v1/recommend", {"surface": "home", "n": 5, "user_id": "ml-7", "context": {}})
+        whole.load.decisions.add(slate["event_id"])
+        click(whole, slate, 0)
+    whole.assert_sound()
 
 
-@pytest.mark.parametrize("name", ["api-0", "archiver"])
-def test_a_killed_process_is_started_again_and_nothing_answered_is_lost(fresh_stack: Stack, name: str) -> None:
-    slates = [recommend(fresh_stack) for _ in range(10)]
-    old = fresh_stack.kill(name)
-    fresh_stack.wait_restarted(name, old_pid=old)
-    fresh_stack.wait_ready()
-    slates += [recommend(fresh_stack) for _ in range(10)]
-    for slate in slates:
-        click(fresh_stack, slate, 0)
-    wait_until_learned(fresh_stack, slates[-1]["model_version"])
-    assert_learned_once(fresh_stack, n_clicks=20)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_process_killed_under_load_is_started_again_and_nothing_is_lost(whole: Supervised, name: str) -> None:
+    steady = Steady(whole.load)
+    time.sleep(0.3)
+    old = whole.stack.processes()[name]
+    whole.kill(name)
+    whole.stack.wait_restarted(name, old_pid=old)
+    steady.stop()
+    whole.assert_sound()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_fifty_kills_at_random_moments_lose_nothing(whole: Supervised) -> None:
+    rng = random.Random(20)
+    for _ in range(N_ROUNDS):
+        steady = Steady(whole.load)
+        for name in rng.sample(NAMES, len(NAMES)):
+            time.sleep(rng.uniform(0.0, 1.5))
+            whole.kill(name)
+        steady.stop()
+        whole.assert_sound()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("point", "dies"),
+    [
+        ("supervise.start:kill:3", None),
+        ("supervise.restart:kill", "archiver"),
+        ("supervise.restart_store:kill", "store"),
+    ],
+)
+def test_a_supervisor_that_dies_at_its_work_leaves_nothing_behind_and_can_be_started_again(
+    whole: Supervised, point: str, dies: str | None
+) -> None:
+    running = whole.stack.processes()
+    whole.stack.kill("serve")
+    if dies is None:
+        with pytest.raises(AssertionError, match="hone serve ended"):
+            whole.restart(running, failpoint=point)
+        running = {}
+    else:
+        whole.restart(running, failpoint=point)
+        running = whole.stack.processes()
+        whole.stack.kill(dies)
+        eventually(lambda: not whole.stack.processes(), timeout_s=60.0, what=f"the supervisor dies at {point}")
+    assert f'"failpoint":"{point}"' in whole.stack.log_path.read_text(encoding="utf-8")
+    whole.restart(running)
+    whole.assert_sound()

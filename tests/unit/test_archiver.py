@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bandit.joining import Joined
+from service import processes
 from service.adapters.archive_files import read_rows, reading
 from service.adapters.parquet_archive import ParquetArchive
 from service.archive import Archiver
@@ -263,3 +265,29 @@ async def test_an_outage_between_archiving_and_trimming_archives_nothing_twice()
 
 async def _away(_: str) -> bytes | None:
     raise StoreUnavailable("away")
+
+
+async def test_a_clock_that_goes_back_does_not_keep_entries_from_the_archive(tmp_path: Path) -> None:
+    world = World()
+    world.now_ms = 10_000_000
+    archiver, _ = archiver_of(world, tmp_path, ArchiveConfig(flush_s=10.0, flush_entries=1_000))
+    await world.decide("e0")
+    world.now_ms -= 3_600_000
+    await archiver.step()
+    assert ParquetArchive(tmp_path).position(0) != "0-0"
+
+
+async def test_an_archiver_that_is_told_to_end_while_the_store_is_away_ends_in_good_order(tmp_path: Path) -> None:
+    world = World()
+    archiver, _ = archiver_of(world, tmp_path)
+    await world.decide("e0")
+    await archiver.step()
+    stop = asyncio.Event()
+    stop.set()
+
+    async def away(model: str) -> bytes:
+        raise StoreUnavailable("away")
+
+    world.models.load_checkpoint = away  # type: ignore[method-assign]
+    await processes._archive(archiver, stop)
+    assert ParquetArchive(tmp_path).position(0) != "0-0"

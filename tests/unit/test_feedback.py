@@ -46,6 +46,11 @@ class Journal(MemoryJournal):
             raise StoreUnavailable("away")
         return await super().append(partition, entries)
 
+    async def ship(self, shipments: Sequence[Shipment]) -> list[Any]:
+        if self.is_away:
+            raise StoreUnavailable("away")
+        return await super().ship(shipments)
+
     async def claims(self, event_ids: Sequence[str]) -> list[Any]:
         if self.is_away:
             raise StoreUnavailable("away")

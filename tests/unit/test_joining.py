@@ -40,6 +40,7 @@ class Decided:
     item_ids: tuple[str, ...]
     user_key: str
     learnable: tuple[bool, ...]
+    decided_at_ms: int = 0
 
 
 Entry = Decided | JoinEvent
@@ -57,6 +58,7 @@ def _apply(joiner: Joiner[str], position: Position, entry: Entry) -> list[Joined
         user_key=entry.user_key,
         learnable=entry.learnable,
         payload=f"payload of {entry.event_id}",
+        decided_at_ms=entry.decided_at_ms,
     )
 
 
@@ -357,6 +359,22 @@ def test_an_event_without_decision_goes_to_the_newest_one_that_showed_the_item_t
     )
     assert [one for one in joined if one[3] == "reward"] == [("new", 0, 1.0, "reward", 2_000)]
     assert counters["event_unattributed"] == 1
+
+
+def test_an_event_without_decision_goes_to_none_that_was_made_after_it() -> None:
+    # The event waited in a spool while its user was shown the item again.
+    _, counters = _story((1_000, _decided(decided_at_ms=900)), (1_100, _event(event_id=None, accepted_at_ms=899)))
+    assert counters["event_unattributed"] == 1
+
+
+def test_an_event_without_decision_goes_to_the_last_one_before_it_whichever_came_first_into_the_journal() -> None:
+    joined, _ = _story(
+        (1_000, _decided("second", decided_at_ms=800)),
+        (1_100, _decided("first", decided_at_ms=500)),
+        (1_200, _decided("third", decided_at_ms=1_150)),
+        (1_300, _event(event_id=None, accepted_at_ms=900)),
+    )
+    assert [one[0] for one in joined if one[3] == "reward"] == ["second"]
 
 
 def test_a_closed_decision_attracts_no_event_without_decision() -> None:

@@ -200,9 +200,14 @@ class World:
 
     async def counters(self) -> dict[str, int]:
         """Return every counter of the saved checkpoint."""
+        counters = await self.counters_or_none()
+        assert counters is not None
+        return counters
+
+    async def counters_or_none(self) -> dict[str, int] | None:
+        """Return the same, None when no checkpoint was saved."""
         stored = await self.models.load_checkpoint(MODEL)
-        assert stored is not None
-        return msgspec.msgpack.decode(stored, type=Checkpoint).counters
+        return None if stored is None else msgspec.msgpack.decode(stored, type=Checkpoint).counters
 
     async def state(self) -> tuple[Any, ...]:
         """Weights and counts of the saved checkpoint, to the bit."""
@@ -833,3 +838,69 @@ async def test_an_item_that_no_column_holds_is_passed_over_and_the_rest_is_appli
     assert reader.follower._items.position == ids[-1]
     async with asyncio.timeout(20):
         await reader.follower.apply_own(ids[-1])
+
+
+async def test_a_publication_whose_answer_was_lost_shares_its_version_with_none() -> None:
+    world = World()
+    loop, reader = world.loop(), Reader.of(world)
+    await loop.start()
+    for n, happens in enumerate([True, False, True]):
+        await world.decide(f"e{n}")
+        await world.happen(f"e{n}", slot=0)
+        world.models.fail, world.models.happens = StoreUnavailable("the answer was lost"), happens
+        with pytest.raises(StoreUnavailable):
+            await loop.step()
+        await reader.follow()
+        await loop.step()
+    stream = {world.models.weights_stream(MODEL): "0-0"}
+    entries = await world.log.read(stream, count=100, block_ms=0)
+    versions = [msgspec.msgpack.decode(entry.payload, type=WeightDelta).version for entry in entries]
+    assert versions == sorted(set(versions))
+    await reader.follow()
+    assert reader.served.version == loop.version
+    np.testing.assert_array_equal(reader.weights, _learned_weights(loop))
+
+
+async def test_a_clock_that_goes_back_stalls_neither_lease_nor_checkpoint_nor_heartbeat() -> None:
+    world = World()
+    config = msgspec.structs.replace(CONFIG, models={MODEL: ModelConfig(bits=12, checkpoint_s=10.0)})
+    own_ms = [world.now_ms]
+    loop = LearnerLoop(
+        config=config,
+        model=MODEL,
+        journal=world.journal,
+        models=world.models,
+        users=world.users,
+        metrics=Metrics(),
+        clock=lambda: own_ms[0],
+    )
+    await loop.start()
+    await world.decide("e0")
+    await loop.step()
+    assert await world.counters_or_none() is None
+    own_ms[0] -= 3_600_000
+    world.now_ms += 1_900
+    await loop.step()
+    assert (await world.counters_or_none() or {})["decision"] == 1
+    assert (await world.journal.read({0: "0-0"}, count=10, block_ms=0))[0][-1][1] == encode(
+        Heartbeat(at_unix_ms=own_ms[0])
+    )
+    world.now_ms += 1_900
+    # The lease of two seconds was renewed.
+    assert await world.models.lease_holder(MODEL) is not None
+
+
+async def test_heartbeats_go_by_the_learners_own_clock_alone() -> None:
+    world = World()
+    # An hour behind the store's, and an hour before it.
+    for skew_ms in (-3_600_000, 3_600_000):
+        loop = world.loop(clock=lambda skew_ms=skew_ms: world.now_ms + skew_ms)
+        await loop.start()
+        await world.decide(f"e{skew_ms}")
+        await loop.step()
+        before = len(world.store.streams["hone:{0}:journal"].ids)
+        for _ in range(40):
+            world.now_ms += 50
+            await loop.step()
+        n_beats = len(world.store.streams["hone:{0}:journal"].ids) - before
+        assert n_beats in (1, 2)

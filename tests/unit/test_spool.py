@@ -7,12 +7,15 @@ import fcntl
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +23,7 @@ from hypothesis import strategies as st
 from service.adapters.memory_store import MemoryJournal
 from service.adapters.memory_streams import MemoryStore
 from service.errors import StoreUnavailable
+from service.failpoints import armed, parse
 from service.messages import DecisionSummary, encode
 from service.metrics import Metrics
 from service.ports import Claim, Shipment
@@ -28,28 +32,25 @@ from tests.stack import until
 
 
 class FlakyJournal(MemoryJournal):
-    """A journal whose store can be away; `fails_after_ship` fails between the two halves of a batch."""
+    """A journal whose store can be away, or break `n_breaks` times after having taken `n_taken` of a batch."""
 
     def __init__(self) -> None:
-        super().__init__(MemoryStore(lambda: 1_000), n_partitions=2)
+        self.now_ms = 1_000
+        super().__init__(MemoryStore(lambda: self.now_ms), n_partitions=2)
         self.is_away = False
-        self.fails_after_ship = 0
+        self.n_breaks = 0
+        self.n_taken = 0
         self.n_calls = 0
 
-    async def ship(self, shipments: Sequence[Shipment]) -> list[Claim]:
+    async def ship(self, shipments: Sequence[Shipment]) -> list[Claim | None]:
         self.n_calls += 1
         if self.is_away:
             raise StoreUnavailable("away")
+        if self.n_breaks:
+            self.n_breaks -= 1
+            await super().ship(shipments[: self.n_taken])
+            raise StoreUnavailable("broke in the middle")
         return await super().ship(shipments)
-
-    async def append(self, partition: int, entries: Sequence[bytes]) -> list[str]:
-        self.n_calls += 1
-        if self.is_away:
-            raise StoreUnavailable("away")
-        if self.fails_after_ship:
-            self.fails_after_ship -= 1
-            raise StoreUnavailable("away")
-        return await super().append(partition, entries)
 
     async def payloads(self, partition: int = 0) -> list[bytes]:
         found = await self.read({partition: "0-0"}, count=10_000, block_ms=0)
@@ -162,9 +163,10 @@ async def test_a_store_that_comes_back_gets_everything_once(tmp_path: Path) -> N
     await spool.close()
 
 
-async def test_a_batch_that_failed_half_way_does_not_double_its_decisions(tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_taken", [0, 1, 2])
+async def test_a_batch_that_failed_half_way_doubles_nothing(tmp_path: Path, n_taken: int) -> None:
     journal = FlakyJournal()
-    journal.fails_after_ship = 1
+    journal.n_breaks, journal.n_taken = 1, n_taken
     spool = Spool(tmp_path, journal, Metrics())
     spool.start()
     done = spool.append_and_ship(_decision("e1"))
@@ -175,6 +177,45 @@ async def test_a_batch_that_failed_half_way_does_not_double_its_decisions(tmp_pa
     assert claim.summary.digest == "e1"
     assert sorted(await journal.payloads(0) + await journal.payloads(1)) == [b"a", b"decision"]
     await spool.close()
+
+
+async def test_a_file_found_long_after_its_claims_were_over_doubles_nothing(tmp_path: Path) -> None:
+    journal = FlakyJournal()
+    killed = Spool(tmp_path, journal, Metrics())
+    killed.start()
+    killed.append(_decision("e1"))
+    killed.append(_event("a"))
+    content = killed._path.read_bytes()
+    await _shipped(killed)
+    killed.append(_event("b"))
+    # It died after the journal took everything and before its file was emptied.
+    content += killed._path.read_bytes()
+    await _shipped(killed)
+    _abandon(killed)
+    killed._path.write_bytes(content)
+    journal.now_ms += 1_000_000
+    for _ in range(2):
+        spool = Spool(tmp_path, journal, Metrics())
+        spool.start()
+        spool.append(_event("c"))
+        await _shipped(spool)
+        # A worker that dies while it adopts leaves entries in two files.
+        _abandon(spool)
+        spool._path.write_bytes(content)
+    assert sorted(await journal.payloads(0) + await journal.payloads(1)) == [b"a", b"b", b"c", b"c", b"decision"]
+
+
+async def test_a_file_of_before_entries_had_numbers_is_shipped_once(tmp_path: Path) -> None:
+    body = msgspec.msgpack.encode([b"event", "", b"", 0, 1])
+    record = struct.pack("<II", len(body), zlib.crc32(body)) + body
+    journal = FlakyJournal()
+    for _ in range(2):
+        (tmp_path / "7-old.spool").write_bytes(record)
+        spool = Spool(tmp_path, journal, Metrics())
+        spool.start()
+        await _shipped(spool)
+        await spool.close()
+    assert await journal.payloads(1) == [b"event"]
 
 
 async def test_the_file_starts_over_once_everything_is_shipped(tmp_path: Path) -> None:
@@ -487,3 +528,91 @@ async def test_who_wants_to_know_is_told_of_each_decision_that_came_first_and_of
     await until(lambda: not spool.n_waiting)
     await spool.close()
     assert told == ["a", "b"]
+
+
+async def test_a_file_that_cannot_be_emptied_does_not_stop_the_shipping(tmp_path: Path) -> None:
+    journal, metrics = FlakyJournal(), Metrics()
+    spool = Spool(tmp_path, journal, metrics)
+    spool.start()
+    with armed(parse("spool.empty:eio")):
+        spool.append(_event("first"))
+        await until(lambda: metrics.registry.get_sample_value("hone_spool_retries_total") == 1)
+        spool.append(_event("second"))
+        await until(lambda: spool.n_waiting == 0)
+    await spool.close()
+    assert await journal.payloads() == [b"first", b"second"]
+    assert not _files(tmp_path)
+
+
+async def test_after_a_failed_sync_entries_go_to_another_file(tmp_path: Path) -> None:
+    """A file system may drop the pages that it could not sync: what came before in them may be gone, unnoticed."""
+    journal = FlakyJournal()
+    journal.is_away = True
+    spool = Spool(tmp_path, journal, Metrics())
+    spool.start()
+    spool.append(_event("before"), sync=True)
+    (first,) = _files(tmp_path)
+    with armed(parse("spool.sync:eio")), pytest.raises(OSError, match="Input/output"):
+        spool.append(_event("refused"), sync=True)
+    spool.append(_event("after"), sync=True)
+    (second,) = set(_files(tmp_path)) - {first}
+    assert [entry.payload for entry in read_entries(first)] == [b"before"]
+    assert [entry.payload for entry in read_entries(second)] == [b"after"]
+    # The first file is still this worker's: nobody may adopt it.
+    with first.open("rb") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    journal.is_away = False
+    await until(lambda: spool.n_waiting == 0)
+    await spool.close()
+    assert await journal.payloads() == [b"before", b"after"]
+    assert not _files(tmp_path)
+
+
+async def test_a_record_that_cannot_be_taken_back_hides_no_later_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = FlakyJournal()
+    journal.is_away = True
+    spool = Spool(tmp_path, journal, Metrics())
+    spool.start()
+    spool.append(_event("before"))
+    write = os.write
+
+    def tear(file: int, record: bytes) -> int:
+        return write(file, record[:-1])
+
+    def refuse(file: int, length: int) -> None:
+        raise OSError("read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", tear)
+        patch.setattr(os, "ftruncate", refuse)
+        with pytest.raises(OSError, match="spool took"):
+            spool.append(_event("torn"))
+    spool.append(_event("after"), sync=True)
+    await spool.close(timeout_s=0.1)
+    left = [entry.payload for path in _files(tmp_path) for entry in read_entries(path)]
+    assert sorted(left) == [b"after", b"before"]
+
+
+async def test_the_name_of_a_spool_file_is_on_disk_before_anything_is_taken(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, FlakyJournal(), Metrics())
+    with armed(parse("files.sync_folder:eio")), pytest.raises(OSError, match="Input/output"):
+        spool.start()
+    spool.start()
+    await spool.close()
+
+
+async def test_no_entry_is_taken_into_a_second_file_whose_name_is_not_on_disk(tmp_path: Path) -> None:
+    journal = FlakyJournal()
+    journal.is_away = True
+    spool = Spool(tmp_path, journal, Metrics())
+    spool.start()
+    spool.append(_event("before"), sync=True)
+    for failpoint in ("spool.sync:eio", "files.sync_folder:eio"):
+        with armed(parse(failpoint)), pytest.raises(OSError, match="Input/output"):
+            spool.append(_event("refused"), sync=True)
+    spool.append(_event("after"), sync=True)
+    await spool.close(timeout_s=0.05)
+    left = [entry.payload for path in _files(tmp_path) for entry in read_entries(path)]
+    assert sorted(left) == [b"after", b"before"]
