@@ -36,7 +36,7 @@ from service.messages import (
 )
 from service.messages import Outcome as StoredOutcome
 from service.model_commands import ModelCommands
-from service.model_registry import Manifest, ModelRegistry, OpenedArtefact, Score, build_artefact
+from service.model_registry import ArtefactError, Manifest, ModelRegistry, OpenedArtefact, Score, build_artefact
 from service.model_registry import open_artefact as open_stored
 from service.ports import ArchiveBatch, OpenJoins, OutcomeRow
 from service.promote import ENTROPY, Entered, Evidence, Gate, Promoter, earlier_entropies, n_compared
@@ -269,6 +269,16 @@ def test_the_entropy_of_a_retrain_is_compared_with_those_before_it_and_not_with_
         _manifest("d", "2026-01-07", entropy=0.7),
     ]
     assert earlier_entropies(candidate, others) == [0.8, 0.7]
+
+
+async def test_one_artefact_that_cannot_be_used_does_not_hide_the_others(desk: Desk) -> None:
+    await desk.serve()
+    opened = await desk.artefact()
+    await desk.models.put_artefact(MODEL, "damaged", b"damaged")
+    assert [m.artefact for m in await ModelRegistry(desk.config, desk.models).manifests(MODEL)] == ["a"]
+    assert (await desk.gates(opened, []))["fit"].passed
+    with pytest.raises(ArtefactError):
+        await desk.promoter.find("damaged")
 
 
 # --- canaries ------------------------------------------------------------------------------------------------------
