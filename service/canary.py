@@ -102,7 +102,9 @@ class Canaries:
         return True
 
     async def is_its_artefact_live(self, running: RunningCanary) -> bool:
-        """Return whether the model on trial still goes on from the artefact that it is tried for."""
+        """Return whether the model on trial still goes on from the artefact that it is tried for, if from any."""
+        if not running.canary.artefact:
+            return True
         stored = await self._models.load_snapshot(running.canary.model)
         return stored is not None and _snapshot_decoder.decode(stored).artefact == running.canary.artefact
 
@@ -154,10 +156,14 @@ def canary_key(surface: str) -> str:
 
 
 def began_at(history: list[ConfigOverride], surface: str) -> int | None:
-    """Return when a surface's canary, or a part of it, was last set; None when it never was."""
-    key = canary_key(surface)
-    times = [o.at_unix_ms for o in history if o.key == key or o.key.startswith(f"{key}.")]
-    return max(times, default=None)
+    """Return when a surface's canary, or a part of it, was last set; None when what is left is the file's."""
+    key, began_ms = canary_key(surface), None
+    for override in history:
+        if override.key == key and override.value is None:
+            began_ms = None
+        elif override.key == key or override.key.startswith(f"{key}."):
+            began_ms = override.at_unix_ms
+    return began_ms
 
 
 def read_rewards(folder: Path, surface: str, models: Collection[str], *, from_ms: int) -> Iterator[RewardedSlot]:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from bandit.learner import Learner
 from bandit.policy import ModelSpec
@@ -24,6 +25,8 @@ from service.durable_files import sync_folder, write_synced
 from service.errors import NotFound
 from service.messages import Artefact, encode
 from service.ports import ModelStore
+
+_log = structlog.get_logger("hone.models")
 
 _SCHEMA = 1
 _MANIFEST, _WORKSPACE = "manifest.json", "model.vw"
@@ -211,9 +214,14 @@ class ModelRegistry:
         return open_artefact(stored, hmac_key=self._key)
 
     async def manifests(self, model: str) -> list[Manifest]:
-        """Return the manifests of a model's artefacts, oldest first."""
-        opened = [await self.open(model, artefact) for artefact in await self._models.artefact_ids(model)]
-        return sorted((one.manifest for one in opened), key=lambda manifest: (manifest.created_at, manifest.artefact))
+        """Return the manifests of a model's artefacts, oldest first; one that cannot be used is logged and left out."""
+        found = []
+        for artefact in await self._models.artefact_ids(model):
+            try:
+                found.append((await self.open(model, artefact)).manifest)
+            except ArtefactError as error:
+                _log.warning("models.artefact_unusable", model=model, artefact=artefact, error=str(error))
+        return sorted(found, key=lambda manifest: (manifest.created_at, manifest.artefact))
 
 
 def _shape(arguments: list[str]) -> list[str]:

@@ -246,6 +246,13 @@ async def test_a_canary_whose_model_goes_on_from_something_else_is_ended(tmp_pat
     assert (await trial.changes())[-1].reason == "challenger no longer goes on from a"
 
 
+async def test_a_canary_of_no_artefact_goes_on_whatever_its_model_goes_on_from(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    await trial.begin()
+    await trial.writer.put(canary_key("home"), {"model": "challenger"}, author="me", reason="by hand")
+    assert await trial.look() == Canary(model="challenger")
+
+
 async def test_another_canary_that_was_set_meanwhile_is_not_ended_for_the_first(tmp_path: Path) -> None:
     trial = Trial(tmp_path)
     await trial.begin()
@@ -260,6 +267,11 @@ async def test_a_canary_that_the_file_declares_is_served_and_not_judged(tmp_path
     trial = Trial(tmp_path, declared=Canary(model="challenger"))
     assert await trial.canaries.running() == []
     assert await trial.look() is not None
+    # Nor after one that was laid over it has gone.
+    await trial.begin()
+    await trial.writer.put(canary_key("home"), None, author="me", reason="")
+    assert await trial.look() == Canary(model="challenger")
+    assert len(await trial.changes()) == 2
 
 
 def test_a_change_of_the_share_begins_the_comparison_anew() -> None:
@@ -270,6 +282,8 @@ def test_a_change_of_the_share_begins_the_comparison_anew() -> None:
     history = [override(key, 1), override(f"{key}.share", 5), override("surfaces.home.canary_of_another", 9)]
     assert began_at(history, "home") == 5
     assert began_at(history[:1], "home") == 1
+    removed = ConfigOverride(key=key, value=None, author="", at_unix_ms=7)
+    assert began_at([*history, removed], "home") is None
     assert began_at(history, "similar") is None
 
 

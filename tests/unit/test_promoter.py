@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Iterator
 from functools import cache
@@ -11,17 +12,33 @@ import msgspec
 import numpy as np
 import pytest
 
+from bandit.learner import Learner
+from retrieval.items import Item
 from service.adapters.memory_store import MemoryChangeLog, MemoryJournal, MemoryModelStore
 from service.adapters.memory_streams import MemoryStore
+from service.adapters.parquet_archive import ParquetArchive
 from service.adoption import predecessor_id
-from service.canary import canary_key
+from service.canary import Canaries, canary_key
 from service.config import Canary, Config
 from service.config_writer import ConfigWriter
 from service.errors import InvalidRequest, NotFound
-from service.journal_reader import entry_id_of
-from service.messages import Checkpoint, Decision, ModelSnapshot, Promotion, encode
-from service.model_registry import Manifest, OpenedArtefact, Score, build_artefact
+from service.items_view import ITEMS_STREAM
+from service.journal_reader import entry_id_of, position_of
+from service.messages import (
+    Checkpoint,
+    Decision,
+    ItemUpsert,
+    JournalEntry,
+    ModelSnapshot,
+    Promotion,
+    encode,
+    journal_decoder,
+)
+from service.messages import Outcome as StoredOutcome
+from service.model_commands import ModelCommands
+from service.model_registry import ArtefactError, Manifest, ModelRegistry, OpenedArtefact, Score, build_artefact
 from service.model_registry import open_artefact as open_stored
+from service.ports import ArchiveBatch, OpenJoins, OutcomeRow
 from service.promote import ENTROPY, Entered, Evidence, Gate, Promoter, earlier_entropies, n_compared
 from service.promote_evidence import Bounds, shared_confidence
 from service.retrain_training import RetrainConfiguration, spec_of, train, training_rows
@@ -59,9 +76,8 @@ class Desk:
         self.config = _config(folder)
         store = MemoryStore(lambda: self.now_ms)
         self.models, self.journal = MemoryModelStore(store), MemoryJournal(store)
-        self.writer = ConfigWriter(
-            self.config, log=MemoryChangeLog(store), journal=self.journal, clock=lambda: self.now_ms
-        )
+        self.items = MemoryChangeLog(store)
+        self.writer = ConfigWriter(self.config, log=self.items, journal=self.journal, clock=lambda: self.now_ms)
         self.promoter = Promoter(
             self.config,
             models=self.models,
@@ -120,14 +136,21 @@ class Desk:
         self.history.append((entered.position, entered.promotion))
         return entered
 
-    async def adopt(self, entered: Entered) -> str:
-        """Do what a learner does at a promotion: keep what it replaced."""
+    async def adopt(self, entered: Entered, *, learner: Learner | None = None) -> str:
+        """Do what a learner does at a promotion: keep what it replaced, by default the trained model."""
         self.enter(entered)
-        opened = await self.artefact()
-        name = predecessor_id(entered.position)
-        manifest = msgspec.structs.replace(opened.manifest, artefact=name, kind="predecessor")
-        await self.models.put_artefact(MODEL, name, build_artefact(manifest, opened.workspace, hmac_key=None))
+        workspace = _trained()[0] if learner is None else learner.serialize()
+        name, digest = predecessor_id(entered.position), hashlib.sha256(workspace).hexdigest()
+        made = (await self.artefact()).manifest
+        manifest = msgspec.structs.replace(made, artefact=name, kind="predecessor", workspace_sha256=digest)
+        await self.models.put_artefact(MODEL, name, build_artefact(manifest, workspace, hmac_key=None))
         return name
+
+    async def promotions(self) -> list[tuple[tuple[int, int, int], Promotion]]:
+        """Return the promotions in the journal."""
+        entries = (await self.journal.read({0: "0-0"}, count=1_000, block_ms=0)).get(0, [])
+        found = [(position_of(0, entry_id), journal_decoder.decode(payload)) for entry_id, payload in entries]
+        return [(position, entry) for position, entry in found if isinstance(entry, Promotion)]
 
     async def checkpoint(self, position: tuple[int, int, int]) -> None:
         """Write a checkpoint that includes an entry."""
@@ -248,6 +271,16 @@ def test_the_entropy_of_a_retrain_is_compared_with_those_before_it_and_not_with_
     assert earlier_entropies(candidate, others) == [0.8, 0.7]
 
 
+async def test_one_artefact_that_cannot_be_used_does_not_hide_the_others(desk: Desk) -> None:
+    await desk.serve()
+    opened = await desk.artefact()
+    await desk.models.put_artefact(MODEL, "damaged", b"damaged")
+    assert [m.artefact for m in await ModelRegistry(desk.config, desk.models).manifests(MODEL)] == ["a"]
+    assert (await desk.gates(opened, []))["fit"].passed
+    with pytest.raises(ArtefactError):
+        await desk.promoter.find("damaged")
+
+
 # --- canaries ------------------------------------------------------------------------------------------------------
 
 
@@ -336,3 +369,80 @@ async def test_a_promotion_that_no_learner_has_come_to_cannot_be_taken_back_yet(
     await desk.checkpoint(first.position)
     with pytest.raises(NotFound, match="not adopted yet"):
         await desk.promoter.roll_back(MODEL, history=desk.history, reason="")
+
+
+# --- the watch of a model that serves everybody --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_worse", [True, False])
+async def test_a_promoted_model_is_taken_back_when_what_it_replaced_would_be_better(desk: Desk, is_worse: bool) -> None:
+    """The log is of a model that shows everybody the same; what it replaced knows each segment, or is the control."""
+    desk.now_ms = LOG[2_000].payload.decided_at_unix_ms - 1
+    entered = await desk.promoter.promote(await desk.artefact("bad"), reason="")
+    if is_worse:
+        name = await desk.adopt(entered)
+    else:
+        name = await desk.adopt(entered, learner=Learner(desk.config.model_spec(MODEL)))
+    items = await desk.items.append(ITEMS_STREAM, [encode(ItemUpsert(item=Item(id=i))) for i in WORLD.item_ids])
+    _archive(desk, entered, LOG[2_000:], catalogue=items[-1])
+    commands = ModelCommands(
+        desk.config,
+        "",
+        desk.promoter,
+        ModelRegistry(desk.config, desk.models),
+        Canaries(desk.config, folder=desk.config.data_path / "archive", models=desk.models, writer=desk.writer),
+        desk.journal,  # type: ignore[arg-type]
+        desk.items,  # type: ignore[arg-type]
+        lambda: desk.now_ms,
+        "me",
+    )
+    learner = asyncio.create_task(_adopt_next(desk))
+    verdict = await commands.watch_promoted("bad", watch_s=0.0, every_s=0.0, confidence=0.98)
+    learner.cancel()
+    assert verdict.bounds is not None
+    assert verdict.bounds.n == 2_000
+    assert verdict.action == ("rollback" if is_worse else "promoted")
+    stages = [(p.stage, p.artefact, p.reason.split(":")[0]) for _, p in await desk.promotions()]
+    back = [("rollback", name, "what was replaced is better")] if is_worse else []
+    assert stages == [("full", "bad", ""), *back]
+
+
+async def _adopt_next(desk: Desk) -> None:
+    """Adopt the next promotion, as a learner does."""
+    after = {0: entry_id_of((await desk.promotions())[-1][0])}
+    while not (found := (await desk.journal.read(after, count=1, block_ms=50)).get(0, [])):
+        pass
+    position, promotion = position_of(0, found[0][0]), journal_decoder.decode(found[0][1])
+    assert isinstance(promotion, Promotion)
+    await desk.adopt(Entered(promotion, position))
+
+
+def _archive(desk: Desk, entered: Entered, log: list[Outcome], *, catalogue: str) -> None:
+    """Archive a promotion and what was decided after it, with what became of that."""
+    entries: list[tuple[str, JournalEntry]] = [(entry_id_of(entered.position), entered.promotion)]
+    rows = []
+    for joined in log:
+        decision, slot = joined.payload, joined.payload.slots[0]
+        entry_id = f"{decision.decided_at_unix_ms}-0"
+        versions = msgspec.structs.replace(decision.versions, catalogue=catalogue)
+        entries.append((entry_id, msgspec.structs.replace(decision, versions=versions)))
+        outcome = StoredOutcome(
+            event_id=joined.event_id,
+            slot=0,
+            item_id=slot.item_id,
+            reward=joined.reward,
+            kind="reward",
+            at_unix_ms=joined.at_ms,
+            delay_ms=0,
+            surface=decision.surface,
+            model=decision.model,
+            decision_journal_id=entry_id,
+            decided_at_unix_ms=decision.decided_at_unix_ms,
+            user_key=decision.user_key,
+            propensity=slot.propensity,
+            branch=slot.branch,
+            is_explored=slot.branch != "greedy",
+        )
+        rows.append(OutcomeRow(partition=0, journal_id=entry_id, ordinal=0, outcome=outcome))
+    batch = ArchiveBatch(positions={0: entries[-1][0]}, entries={0: entries}, outcomes=rows, joins=OpenJoins())
+    ParquetArchive(desk.config.data_path / "archive").write(batch)
