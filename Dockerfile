@@ -1,4 +1,4 @@
-# Build: everything from the locked versions and hashes, with the compiler that hnswlib needs.
+# Build: everything from the locked versions and hashes, with the compiler that hnswlib and Hone's own kernels need.
 FROM python:3.12-slim AS build
 
 RUN apt-get update \
@@ -13,7 +13,7 @@ RUN python -m venv /opt/hone
 COPY requirements.lock ./
 RUN /opt/hone/bin/pip install --no-cache-dir --require-hashes -r requirements.lock
 
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY bandit bandit
 COPY retrieval retrieval
 COPY service service

@@ -7,16 +7,16 @@ PYTHON := $(shell for p in python3.12 python3.11 python3 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install lock data logs run test test-long check bench faults clean
+.PHONY: help install lock data logs run test test-long check bench faults soak clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 install: $(VENV)/.installed ## create .venv with the locked dependencies and `hone` in it
 
-$(VENV)/.installed: requirements-dev.lock pyproject.toml
+$(VENV)/.installed: requirements-dev.lock pyproject.toml setup.py $(wildcard bandit/native/*)
 	@test -n "$(PYTHON)" || { echo "Hone needs Python 3.12 or 3.11 on PATH (vowpal-wabbit-next has wheels for no other); found none."; exit 1; }
-	@command -v c++ >/dev/null || { echo "Hone needs a C++ compiler (hnswlib is compiled for this machine), for example g++."; exit 1; }
+	@command -v c++ >/dev/null || { echo "Hone needs a C++ compiler (hnswlib and Hone's own kernels are compiled on this machine), for example g++."; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -43,8 +43,15 @@ logs: install ## fetch the public logs that estimators are checked against
 test: data logs ## run the tests
 	$(BIN)/python -m pytest
 
-test-long: data logs ## run the tests that take minutes each
-	$(BIN)/python -m pytest -m long --timeout 3600
+test-long: data logs ## run the tests that take minutes each, but those of `make faults`
+	$(BIN)/python -m pytest -m long --timeout 3600 --ignore tests/faults
+
+faults: data ## simulate 10,000 schedules of the loop; kill, stop and fail every process at every named point and at random
+	nice -n 10 $(BIN)/python -m tests.simulation.runner --seeds 10000
+	$(BIN)/python -m pytest tests/faults -m "not soak" --timeout 900
+
+soak: data ## run a stack under constant load for SOAK_S seconds (1800), save what grew
+	$(BIN)/python -m pytest tests/faults/test_soak.py -m soak -s
 
 check: install ## lint, types, layering
 	$(BIN)/ruff check .
@@ -54,9 +61,6 @@ check: install ## lint, types, layering
 
 bench: data ## run the benchmarks, save JSON under tests/benchmarks/results
 	$(BIN)/hone bench service
-
-faults: install ## simulate 10,000 schedules of the learning loop with everything going wrong in it, and planted mistakes
-	nice -n 10 $(BIN)/python -m tests.simulation.runner --seeds 10000
 
 clean: ## remove what was built; keeps the download cache
 	rm -rf $(VENV) var build *.egg-info

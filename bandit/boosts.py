@@ -7,7 +7,8 @@ import math
 import msgspec
 import numpy as np
 
-from bandit.columns import OTHER_TAG, Columns, Float64Array, TagArray
+from bandit._native import Likeness, finite_product, freshness
+from bandit.columns import OTHER_TAG, Columns, Float64Array
 
 _MS_PER_DAY = 86_400_000.0
 
@@ -40,11 +41,8 @@ class Freshness(
 
     def build_boost(self, columns: Columns, now_ms: int) -> Float64Array:
         """Return float64 [n] of boosts at decision time `now_ms`."""
-        available = columns[self.column].astype(np.float64)
-        age_days = np.maximum(now_ms - available, 0.0) / _MS_PER_DAY
-        boost: Float64Array = self.boost * np.exp2(-age_days / self.half_life_days)
-        boost[available == 0.0] = 0.0
-        return boost
+        half_life_ms = self.half_life_days * _MS_PER_DAY
+        return freshness(columns[self.column], now_ms=now_ms, boost=self.boost, half_life_ms=half_life_ms)
 
 
 class Prior(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="prior"):
@@ -69,9 +67,7 @@ class Prior(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def build_boost(self, columns: Columns, now_ms: int) -> Float64Array:
         """Return float64 [n]; time does not matter."""
-        boost: Float64Array = self.weight * columns[self.column].astype(np.float64)
-        boost[~np.isfinite(boost)] = 0.0
-        return boost
+        return finite_product(columns[self.column], weight=self.weight)
 
 
 class SeenDemotion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="seen"):
@@ -127,38 +123,9 @@ class Diversity(
         if not math.isfinite(self.weight):
             raise ValueError(f"diversity weight must be finite, got {self.weight}")
 
-    def start(self, columns: Columns) -> DiversityWalk:
+    def start(self, columns: Columns) -> Likeness:
         """Return the rule at work on one slate."""
-        return DiversityWalk(self.weight, columns[self.column] & ~OTHER_TAG)
-
-
-class DiversityWalk:
-    """`Diversity` on the candidates of one slate.
-
-    Attributes:
-        boost: float64 [n], for the next slot.
-    """
-
-    def __init__(self, weight: float, tags: TagArray) -> None:
-        self._weight = weight
-        self._tags = tags
-        # Counts are small and so exact as floats, whose division needs no conversion of the array.
-        self._n_tags = np.bitwise_count(tags).astype(np.float64)
-        self._likeness = np.zeros(len(tags))
-        self.boost: Float64Array = np.zeros(len(tags))
-
-    def place(self, action: int) -> None:
-        """Take note of a placed candidate."""
-        n_tags = self._n_tags[action]
-        if n_tags == 0.0:
-            return
-        shared = np.bitwise_count(self._tags & self._tags[action]).astype(np.float64)
-        # |A or B| = |A| + |B| - |A and B|
-        either = self._n_tags + n_tags
-        either -= shared
-        shared /= either
-        np.maximum(self._likeness, shared, out=self._likeness)
-        self.boost = self._likeness * -self._weight
+        return Likeness(columns[self.column] & ~OTHER_TAG, weight=self.weight)
 
 
 Boost = Freshness | Prior | SeenDemotion

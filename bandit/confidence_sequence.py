@@ -82,7 +82,9 @@ class ConfidenceSequence:
 
     For any fixed threshold, the probability that `lower` ever exceeds it while the mean value of the rows so far does
     not is at most (1 - confidence) / 2; the same holds for `upper`. Values may drift. Weights and rewards must be
-    right on average given everything before them; rows of one user may depend on each other through that past.
+    right on average given everything before them; rows of one user may depend on each other through that past. Slots
+    of one slate may not: the reward of an early slot can hang on what stood in a later one. `units` makes one row of
+    them.
 
         gate = ConfidenceSequence(of_advantage=True)
         gate = gate.plus(weights=weights, rewards=rewards)   # after each batch
@@ -92,7 +94,7 @@ class ConfidenceSequence:
         of_advantage: Bound V(pi) - V(mu), from the same rows, in place of V(pi).
         reward_range: Lowest and highest possible reward of one row.
         confidence: Of both bounds together.
-        n: Rows so far.
+        n: Rows so far, or units.
         low: Tally for the lower bound.
         high: Tally for the upper bound.
     """
@@ -115,12 +117,16 @@ class ConfidenceSequence:
         if not 0.0 < self.confidence < 1.0:
             raise ValueError(f"confidence must be in (0, 1), got {self.confidence}")
 
-    def plus(self, *, weights: Float64Array, rewards: Float64Array) -> ConfidenceSequence:
+    def plus(
+        self, *, weights: Float64Array, rewards: Float64Array, units: Int64Array | None = None
+    ) -> ConfidenceSequence:
         """Return the sequence after more rows.
 
         Args:
             weights: float64 [n], w = pi/mu of one slot.
             rewards: float64 [n].
+            units: int64 [n], which rows count as one, with the mean of their X; all rows of a unit come in one call.
+                The bounds are then on the mean over units.
 
         Raises:
             ValueError: a weight is below 0 or a reward outside the range.
@@ -136,12 +142,12 @@ class ConfidenceSequence:
         scaled = (rewards - lowest) / (highest - lowest)
         # Both X are at least 0 whatever the weight: w r and w (1 - r), or 1 + (w - 1) r and 1 + (w - 1) (1 - r).
         bet, shift = (weights - 1.0, 1.0) if self.of_advantage else (weights, 0.0)
-        return replace(
-            self,
-            n=self.n + len(weights),
-            low=self.low.plus(shift + bet * scaled),
-            high=self.high.plus(shift + bet * (1.0 - scaled)),
-        )
+        low, high = shift + bet * scaled, shift + bet * (1.0 - scaled)
+        if units is not None:
+            _, of_unit = np.unique(units, return_inverse=True)
+            n_rows = np.bincount(of_unit)
+            low, high = (np.bincount(of_unit, weights=x) / n_rows for x in (low, high))
+        return replace(self, n=self.n + len(low), low=self.low.plus(low), high=self.high.plus(high))
 
     def interval(self) -> Interval:
         """Return the bounds after the rows so far; they may be read at any time and acted on.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+import msgspec
 
 from bandit.rewards import RewardPolicy, aggregate
 
@@ -15,8 +16,7 @@ Position = tuple[int, int, int]
 Payload = TypeVar("Payload")
 
 
-@dataclass(frozen=True, slots=True)
-class JoinEvent:
+class JoinEvent(msgspec.Struct, frozen=True, gc=False):
     """What the joiner reads of an accepted event; the fields mean what they mean in the journal.
 
     Attributes:
@@ -33,8 +33,8 @@ class JoinEvent:
     accepted_at_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Joined(Generic[Payload]):
+# Nothing that is held refers back to what holds it, so the garbage collector need not look at these.
+class Joined(msgspec.Struct, Generic[Payload], frozen=True, kw_only=True, gc=False):
     """What became of one slot.
 
     Attributes:
@@ -56,8 +56,7 @@ class Joined(Generic[Payload]):
     delay_ms: int
 
 
-@dataclass(slots=True)
-class _Tracked(Generic[Payload]):
+class _Tracked(msgspec.Struct, Generic[Payload], kw_only=True, gc=False):
     payload: Payload
     event_id: str
     position: Position
@@ -69,8 +68,8 @@ class _Tracked(Generic[Payload]):
     decided_at_ms: int
     # Of the decision or of an event that waited for it.
     first_position: Position
-    rewards: dict[int, list[float]] = field(default_factory=dict)
-    seen: set[tuple[int, str, str]] = field(default_factory=set)
+    rewards: dict[int, list[float]] = {}
+    seen: set[tuple[int, str, str]] = set()
 
 
 class Joiner(Generic[Payload]):

@@ -115,6 +115,11 @@ class Learner:
         used = np.flatnonzero(self._weights)
         return WeightChange(indices=used.astype(np.uint32), values=self._weights[used])
 
+    def norm(self) -> float:
+        """Return the Euclidean norm of the weights."""
+        used = self._weights[self._weights != 0.0].astype(np.float64)
+        return float(np.sqrt(used @ used))
+
     def occupied_share(self) -> float:
         """Return the share of the table's weights that are not zero."""
         return float(np.count_nonzero(self._weights)) / len(self._weights)

@@ -8,7 +8,8 @@ from collections.abc import Collection
 import msgspec
 import numpy as np
 
-from bandit.columns import BoolArray, Columns, Int64Array
+from bandit._native import Limit, PoolLimit
+from bandit.columns import Columns, Int64Array
 
 
 class Discovery(
@@ -36,9 +37,9 @@ class Discovery(
         if not 0.0 <= self.share <= 1.0:
             raise ValueError(f"discovery share must be in [0, 1], got {self.share}")
 
-    def start(self, columns: Columns, positions: Collection[int]) -> DiscoveryWalk:
+    def start(self, columns: Columns, positions: Collection[int]) -> Limit:
         """Return the rule at work on one slate with these reserved positions."""
-        return DiscoveryWalk(columns[self.column].astype(np.bool_), positions)
+        return PoolLimit(columns[self.column].astype(np.bool_), positions=list(positions))
 
     def draw_positions(self, n_slots: int, rng: np.random.Generator) -> tuple[tuple[int, ...], float]:
         """Draw the reserved positions, uniform among all sets of their number.
@@ -52,24 +53,6 @@ class Discovery(
         number_probability = 1.0 if fraction == 0.0 else (fraction if extra else 1.0 - fraction)
         positions = tuple(sorted(rng.permutation(n_slots)[:count].tolist()))
         return positions, number_probability / math.comb(n_slots, count)
-
-
-class DiscoveryWalk:
-    """`Discovery` on the candidates of one slate."""
-
-    def __init__(self, pool: BoolArray, positions: Collection[int]) -> None:
-        self._pool = pool
-        self._positions = positions
-        self._slot = 0
-
-    @property
-    def mask(self) -> BoolArray | None:
-        """Return bool [n] of what the next slot may hold, None for everything."""
-        return self._pool if self._slot in self._positions else None
-
-    def place(self, action: int) -> None:
-        """Take note of a placed candidate."""
-        self._slot += 1
 
 
 class Sponsored(
@@ -92,10 +75,9 @@ class Sponsored(
         waiting = kept[columns[self.column][kept].argsort(kind="stable")].tolist()
         return dict(zip((slot for slot in sorted(self.slots) if slot < n_slots), waiting, strict=False))
 
-    def kept_back(self, columns: Columns, n_slots: int) -> BoolArray:
-        """Return bool [n]: what no other slot may hold."""
-        kept: BoolArray = columns[self.column] >= 0
-        return kept
+    def kept_back(self, columns: Columns, n_slots: int) -> Int64Array:
+        """Return the candidates, int64 positions in id order, that no other slot may hold."""
+        return np.flatnonzero(columns[self.column] >= 0)
 
 
 class Pinned(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="pinned"):
@@ -114,11 +96,11 @@ class Pinned(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """
         return dict(zip(columns[self.column][kept][::-1].tolist(), kept[::-1].tolist(), strict=True))
 
-    def kept_back(self, columns: Columns, n_slots: int) -> BoolArray:
-        """Return bool [n]: what no other slot may hold; an item pinned beyond the slate is as any other."""
+    def kept_back(self, columns: Columns, n_slots: int) -> Int64Array:
+        """Return what no other slot may hold, as above; an item pinned beyond the slate is as any other."""
         slots = columns[self.column]
-        kept: BoolArray = (slots >= 0) & (slots < n_slots)
-        return kept
+        pinned = np.flatnonzero(slots >= 0)
+        return pinned[slots[pinned] < n_slots]
 
 
 Placement = Sponsored | Pinned

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from vowpal_wabbit_next import CBLabel, Workspace
 
+from bandit._native import add_costs
 from bandit.vw_format import (
     ACTION_NAMESPACES,
     CONSTANT_INDEX,
@@ -27,6 +28,9 @@ from bandit.vw_format import (
     vw_arguments,
     weight_table,
 )
+
+_NO_INDICES = np.zeros(0, dtype=np.uint32)
+_NO_VALUES = np.zeros(0, dtype=np.float32)
 
 Interactions = tuple[tuple[str, str], ...]
 
@@ -110,15 +114,10 @@ class WeightTable:
             constant += float(weights[encoded.indices & mask].astype(np.float64) @ encoded.values)
         cost = np.full(n, constant)
         for name, action in actions.items():
-            total = weights[action.indices & mask]
-            for first, second in self.spec.interactions:
-                if second != name or first not in shared:
-                    continue
-                # uint32 arithmetic wraps; the table mask keeps only low bits, so VW's 64-bit hash agrees.
-                hashed = shared[first].indices * INTERACTION_PRIME
-                for half, value in zip(hashed, shared[first].values, strict=True):
-                    total = total + value * weights[(half ^ action.indices) & mask]
-            cost += np.einsum("ij,ij->i", total, action.values, dtype=np.float64)
+            crossed = [shared[first] for first, second in self.spec.interactions if second == name and first in shared]
+            halves = [one.indices * INTERACTION_PRIME for one in crossed] or [_NO_INDICES]
+            values = [one.values for one in crossed] or [_NO_VALUES]
+            add_costs(cost, weights, action.indices, action.values, np.concatenate(halves), np.concatenate(values))
         scores: Float32Array = (0.0 - cost).astype(np.float32)
         return scores
 

@@ -13,13 +13,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from bandit.boosts import DiversityWalk
+from bandit._native import Likeness, Limit, SlateState, draw_action
 from bandit.columns import BoolArray, Columns, Float64Array, Int64Array
 from bandit.exploration import Exploration
-from bandit.masks import CategoryWalk, TagWalk
-from bandit.placements import DiscoveryWalk
 from bandit.rules import Boost, Discovery, Diversity, MaxPer, Placement, Rule
-from bandit.slot import Mixture, SlotView, build_pmf, view_slot
+from bandit.slot import Mixture, SlotView, build_pmf
 
 ExplorerPmf = Callable[[int, Int64Array], Float64Array]
 
@@ -156,67 +154,64 @@ class SlateWalk:
         self.discovery_positions = discovery_positions
         self.history: list[int] = []
         columns, n = actions.columns, len(actions.ids)
-        self._scores: Float64Array = actions.scores.astype(np.float64)
-        self._fixed_boosts: Float64Array = np.zeros(n)
-        self._diversity: list[DiversityWalk] = []
-        # By the name that is logged when one gives way, in declared order.
-        self._limits: list[tuple[str, CategoryWalk | TagWalk | DiscoveryWalk]] = []
+        boosts: Float64Array = np.zeros(n)
+        likenesses: list[Likeness] = []
+        limits: list[Limit] = []
+        # What is logged when a limit gives way, in declared order.
+        self._limit_names: list[str] = []
         # What may still be drawn; items that a placement keeps back are never drawn, only placed.
-        self._is_open: BoolArray = np.ones(n, dtype=np.bool_)
+        is_open: BoolArray = np.ones(n, dtype=np.bool_)
         self._claims: dict[int, tuple[str, int]] = {}
-        is_free = self._is_open.copy()
-        has_discovery = False
+        is_free: BoolArray = np.ones(n, dtype=np.bool_)
         for rule in rules:
             if isinstance(rule, Boost):
-                self._fixed_boosts += rule.build_boost(columns, now_ms)
+                boosts += rule.build_boost(columns, now_ms)
             elif isinstance(rule, MaxPer):
-                self._limits.append((f"max_per:{rule.column}", rule.start(columns)))
+                self._limit_names.append(f"max_per:{rule.column}")
+                limits.append(rule.start(columns))
             elif isinstance(rule, Diversity):
-                self._diversity.append(rule.start(columns))
+                likenesses.append(rule.start(columns))
             elif isinstance(rule, Discovery):
-                has_discovery = True
-                self._limits.append(("discovery", rule.start(columns, discovery_positions)))
+                self._limit_names.append("discovery")
+                limits.append(rule.start(columns, discovery_positions))
             elif isinstance(rule, Placement):
                 kept = rule.kept_back(columns, n_slots)
-                self._is_open &= ~kept
-                for slot, action in rule.claims(columns, n_slots, (kept & is_free).nonzero()[0]).items():
+                is_open[kept] = False
+                for slot, action in rule.claims(columns, n_slots, kept[is_free[kept]]).items():
                     # The rule declared first has the slot; the other's item then stays away, as it was kept back.
                     if slot not in self._claims:
                         self._claims[slot] = (str(rule.__struct_config__.tag), action)
                         is_free[action] = False
-        self._n_open = int(np.count_nonzero(self._is_open))
-        self._reserved = frozenset(discovery_positions if has_discovery else ())
-        self._walks = [*self._diversity, *(limit for _, limit in self._limits)]
-        self._n_noted = 0
-        self._boosts = self._fixed_boosts
-        self._boosted: Float64Array = self._scores + self._boosts
-        # How far down the scores a slot was ranked, by whether it is reserved: a hint for the next of its kind.
-        self._reach = {True: -np.inf, False: -np.inf}
+        self._reserved = frozenset(discovery_positions if "discovery" in self._limit_names else ())
+        self._state = SlateState(
+            scores=actions.scores.astype(np.float64),
+            fixed_boosts=boosts,
+            is_open=is_open,
+            limits=limits,
+            likenesses=likenesses,
+        )
 
     def pmf(self) -> SlotPmf | None:
         """Return the pmf of the next slot, None when no candidate is left."""
-        self._note_history()
         slot = len(self.history)
         if slot in self._claims:
             return self._claimed(*self._claims[slot])
-        if not self._n_open:
+        seen = self._state.view(self.exploration.shortlist_size)
+        if seen is None:
             return None
-        allowed, gave_way = self._allowed()
-        is_reserved = slot in self._reserved
-        view = view_slot(
-            self._boosted, allowed, shortlist=self.exploration.shortlist_size, reach=self._reach[is_reserved]
-        )
-        self._reach[is_reserved] = view.reach
+        allowed, n_allowed, greedy, top, given_up = seen
+        view = SlotView(scores=self._state.boosted, allowed=allowed, n_allowed=n_allowed, greedy=greedy, top=top)
         if self._explorer is not None:
-            view = msgspec.structs.replace(view, explorer_pmf=self._explorer(slot, view.top))
+            view = msgspec.structs.replace(view, explorer_pmf=self._explorer(slot, top))
         mixture = self.exploration.mixture(view)
+        gave_way = tuple(self._limit_names[limit] for limit in given_up)
         return SlotPmf(
             view=view,
             mixture=mixture,
             pmf=build_pmf(view, mixture),
-            boosts=self._boosts,
+            boosts=self._state.boosts,
             placed_by="",
-            is_discovery=is_reserved and "discovery" not in gave_way,
+            is_discovery=slot in self._reserved and "discovery" not in gave_way,
             gave_way=gave_way,
         )
 
@@ -224,61 +219,23 @@ class SlateWalk:
         """Put a candidate in the next slot.
 
         Raises:
-            ValueError: it is already in the slate.
+            ValueError: it is already in the slate, or not a candidate.
         """
         if action in self.history:
             raise ValueError(f"action {action} is already in the slate")
-        self._n_open -= int(self._is_open[action])
-        self._is_open[action] = False
+        self._state.place(action)
         self.history.append(action)
-
-    def _note_history(self) -> None:
-        """Tell the rules what was placed since the slot before: only now, as nothing follows the last slot."""
-        placed = self.history[self._n_noted :]
-        if not placed:
-            return
-        for action in placed:
-            for walk in self._walks:
-                walk.place(action)
-        self._n_noted = len(self.history)
-        if self._diversity:
-            self._boosts = self._fixed_boosts
-            for walk in self._diversity:
-                self._boosts = self._boosts + walk.boost
-            self._boosted = self._scores + self._boosts
-
-    def _allowed(self) -> tuple[BoolArray, tuple[str, ...]]:
-        """Return what the next slot may hold and what gave way; when nothing is left, the last declared does first."""
-        masks = [(name, mask) for name, limit in self._limits if (mask := limit.mask) is not None]
-        gave_way: list[str] = []
-        allowed = self._is_open.copy()
-        while masks:
-            for _, mask in masks:
-                allowed &= mask
-            if np.count_nonzero(allowed):
-                break
-            gave_way.append(masks.pop()[0])
-            allowed = self._is_open.copy()
-        return allowed, tuple(gave_way)
 
     def _claimed(self, placed_by: str, action: int) -> SlotPmf:
         """Return the pmf of a slot that a placement fills."""
-        only = np.zeros(len(self._scores), dtype=np.bool_)
+        only = np.zeros(len(self.actions.ids), dtype=np.bool_)
         only[action] = True
         none = np.zeros(0, dtype=np.int64)
         return SlotPmf(
-            view=SlotView(
-                scores=self._boosted,
-                allowed=only,
-                n_allowed=1,
-                greedy=np.array([action]),
-                top=none,
-                top_scores=np.zeros(0),
-                reach=-np.inf,
-            ),
+            view=SlotView(scores=self._state.boosted, allowed=only, n_allowed=1, greedy=np.array([action]), top=none),
             mixture=Mixture(greedy=1.0, shortlist=np.zeros(0), uniform=0.0),
             pmf=only.astype(np.float64),
-            boosts=self._boosts,
+            boosts=self._state.boosts,
             placed_by=placed_by,
             is_discovery=False,
             gave_way=(),
@@ -307,13 +264,7 @@ def draw_slate(walk: SlateWalk, uniforms: Float64Array) -> list[SlotDraw]:
 
 def draw_slot(here: SlotPmf, *, slot: int, uniform: float) -> SlotDraw:
     """Draw one slot by inverse CDF: a function of the pmf and one uniform in [0, 1)."""
-    cdf = here.pmf.cumsum()
-    # What is not allowed adds nothing, so the first sum above the uniform is at an allowed action. The last sum may
-    # fall short of 1 by rounding: the draw then ends on the last possible action.
-    action = int(cdf.searchsorted(uniform, side="right"))
-    if action == len(cdf):
-        action = int(np.flatnonzero(here.pmf)[-1])
-    before = float(cdf[action - 1]) if action else 0.0
+    action, before = draw_action(here.pmf, uniform)
     branch = _branch(here, action, uniform - before)
     return SlotDraw(slot=slot, action=action, uniform=uniform, cumulative_before=before, branch=branch, here=here)
 

@@ -6,7 +6,7 @@ VW's own (`--hash strings`), so that an export with the same names trains to the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, cast
@@ -15,6 +15,7 @@ import mmh3
 import numpy as np
 import numpy.typing as npt
 from vowpal_wabbit_next import CBLabel, Example, Workspace
+from vowpal_wabbit_next.example import FeatureGroupRef
 
 VwWorkspace = Workspace[Literal[False]]
 UInt32Array = npt.NDArray[np.uint32]
@@ -146,25 +147,32 @@ class _Refilled:
     def __init__(self, namespaces: Sequence[str]) -> None:
         self.example = Example()
         self._namespaces = namespaces
-        self._held: list[str] = []
+        # What each group holds, in the order of the groups, and VW's own group.
+        self._held: dict[str, Encoded] = {}
+        self._groups: dict[str, FeatureGroupRef] = {}
 
     def fill(self, encoded: Mapping[str, Encoded]) -> None:
-        """Overwrite the features."""
-        example = self.example
+        """Overwrite the features; what is there already is not written again."""
         # VW's empty groups count as namespaces, so an example has only those that hold something.
-        wanted = [name for name in self._namespaces if name in encoded and len(encoded[name].indices)]
-        if wanted != self._held:
+        wanted = {name: encoded[name] for name in self._namespaces if name in encoded and len(encoded[name].indices)}
+        held = self._held
+        if wanted.keys() != held.keys():
             # VW adds up groups in the order they came: begin again, so that no sum depends on earlier examples.
-            for name in self._held:
-                del example[_NAMESPACE_CODES[name]]
-            self._held = wanted
+            self._begin_again(wanted)
+            held = {}
+        for name, features in wanted.items():
+            if held.get(name) is not features:
+                group = self._groups[name]
+                group.truncate_to(0)
+                group.push_many_features(features.indices.astype(np.uint64), features.values)  # type: ignore[arg-type] # its stub's dtypes are private
+        self._held = wanted
+
+    def _begin_again(self, names: Iterable[str]) -> None:
+        for name in self._held:
+            del self.example[_NAMESPACE_CODES[name]]
         # Below `Example.__getitem__`, whose checks cost more than what they check.
-        native = example._example
-        for name in wanted:
-            features = encoded[name]
-            group = native.__getitem__(_NAMESPACE_CODES[name])
-            group.truncate_to(0)
-            group.push_many_features(features.indices.astype(np.uint64), features.values)  # type: ignore[arg-type] # its stub's dtypes are private
+        native = self.example._example
+        self._groups = {name: native.__getitem__(_NAMESPACE_CODES[name]) for name in names}
 
 
 class ExamplePool:

@@ -7,11 +7,15 @@ from numpy.typing import NDArray
 
 from retrieval.vectors import VectorIndex
 
+# How far two float32 sums of the same products may lie apart, relative to them, in another order of adding.
+_ROUNDING = 1e-6
+
 
 def recall_at_k(index: VectorIndex, oracle: VectorIndex, queries: NDArray[np.float32], k: int) -> float:
     """Compute the mean share of the oracle's k best that the index finds.
 
-    An item that ties with the oracle's last one counts as found: which of equals is returned is nobody's mistake.
+    An item that ties with the oracle's last one, up to float32 rounding, counts as found: which of equals is returned
+    is nobody's mistake.
 
     Args:
         index: The index to judge.
@@ -42,5 +46,5 @@ def recall_at_k(index: VectorIndex, oracle: VectorIndex, queries: NDArray[np.flo
 
 def _n_tied(oracle: VectorIndex, query: NDArray[np.float32], labels: NDArray[np.int64], *, edge: float) -> int:
     every, scores = oracle.search(query, len(oracle))
-    tied = every[scores >= edge]
+    tied = every[scores >= edge - _ROUNDING * max(1.0, abs(edge))]
     return len(np.intersect1d(labels, tied))

@@ -44,6 +44,7 @@ class Adoptions:
 
     async def fetch(self, payloads: Iterable[bytes]) -> None:
         """Fetch the artefacts that entries name, before the first of them is applied."""
+        self._fetched = {}
         for payload in payloads:
             if _TAG not in payload:
                 continue
@@ -58,7 +59,8 @@ class Adoptions:
 
     def adopt(self, promotion: Promotion, position: Position, learner: Learner) -> Learner | None:
         """Return the learner that goes on from a fetched artefact, None (logged) when it cannot be used."""
-        stored = self._fetched.pop(promotion.artefact, None)
+        # Not taken out: a later entry of the same batch may name the same artefact.
+        stored = self._fetched.get(promotion.artefact)
         try:
             if stored is None or hashlib.sha256(stored).hexdigest() != promotion.checksum:
                 raise ArtefactError(f"artefact {promotion.artefact} is not there with checksum {promotion.checksum}")
@@ -74,7 +76,10 @@ class Adoptions:
         return adopted
 
     async def store_replaced(self) -> None:
-        """Store the models that were replaced, so that each can be gone back to."""
+        """Store the models that were replaced, so that each can be gone back to.
+
+        What replaced them is published by then: that the predecessor is there says that a promotion is served.
+        """
         while self._replaced:
             name, stored = next(iter(self._replaced.items()))
             await self._models.put_artefact(self._model, name, stored)
@@ -93,6 +98,8 @@ class Adoptions:
             schema_version=learner.spec.schema_version,
             created_at=utc_text(position[0]),
             workspace_sha256=hashlib.sha256(workspace).hexdigest(),
+            # It has learned of decisions up to here: evidence for or against it is later.
+            to_ms=position[0] + 1,
             n_rows=learner.n_learned,
         )
         return build_artefact(manifest, workspace, hmac_key=self._key)

@@ -28,8 +28,10 @@ from service.adapters.redis_store import (
     connect,
 )
 from service.archive import Archiver
+from service.canary import Canaries, CanaryWatch
 from service.catalogue_writer import CatalogueWriter
 from service.config import Config, explorer_of
+from service.config_writer import ConfigWriter
 from service.count_items import ItemCounting, counting_model
 from service.due import is_due
 from service.durable_files import sync_folder, write_synced
@@ -273,6 +275,16 @@ def build_archiver(config: Config, metrics: Metrics) -> Archiver:
         metrics=metrics,
         clock=wall_clock_ms,
     )
+
+
+def build_canary_watch(config: Config) -> CanaryWatch:
+    """Wire the watch of canaries."""
+    client = writing_client(config)
+    models, log = RedisModelStore(client), RedisChangeLog(client)
+    journal = RedisJournal(client, n_partitions=config.store.partitions)
+    writer = ConfigWriter(config, log=log, journal=journal, clock=wall_clock_ms)
+    canaries = Canaries(config, folder=config.data_path / "archive", models=models, writer=writer)
+    return CanaryWatch(canaries, clock=wall_clock_ms)
 
 
 def build_health_watch(config: Config) -> HealthWatch:

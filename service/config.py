@@ -145,6 +145,20 @@ class ArchiveConfig(Section, frozen=True, kw_only=True):
     keep_days: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
+class MetricsConfig(Section, frozen=True, kw_only=True):
+    """Where the processes that serve no requests answer `/metrics`; an API worker answers on its own port.
+
+    Attributes:
+        host: Address to listen on.
+        learner_port: Of the learner; 0 for none. A standby on the same machine needs another one.
+        archiver_port: Of the archiver; 0 for none.
+    """
+
+    host: str = "127.0.0.1"
+    learner_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    archiver_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+
+
 class SourceConfig(Section, frozen=True, kw_only=True):
     """One candidate source of a surface.
 
@@ -214,11 +228,15 @@ class Canary(Section, frozen=True, kw_only=True):
         model: A declared model that ranks.
         share: Of the users (of the requests, for anonymous ones), in (0, 0.5].
         artefact: What the model is tried for; which users get it is drawn anew for each.
+        unit_s: A user counts once, with the mean reward of so long after the first decision, in seconds.
+        confidence: Of the bounds that end it when it is worse and promote it when it is better.
     """
 
     model: str
     share: Annotated[float, Meta(gt=0, le=0.5)] = 0.1
     artefact: str = ""
+    unit_s: Seconds = 3600.0
+    confidence: Annotated[float, Meta(ge=0.5, lt=1)] = 0.98
 
 
 class SurfaceConfig(Section, frozen=True, kw_only=True):
@@ -265,6 +283,7 @@ class Config(Section, frozen=True, kw_only=True):
         store: The store.
         archive: The archive.
         health: The health watch.
+        metrics: Metrics of learner and archiver.
         features: The feature schema, shared by all models.
         models: Bandit models by name.
         surfaces: Surfaces by name.
@@ -278,6 +297,7 @@ class Config(Section, frozen=True, kw_only=True):
     store: StoreConfig = msgspec.field(default_factory=StoreConfig)
     archive: ArchiveConfig = msgspec.field(default_factory=ArchiveConfig)
     health: HealthConfig = msgspec.field(default_factory=HealthConfig)
+    metrics: MetricsConfig = msgspec.field(default_factory=MetricsConfig)
     features: FeatureSchema = msgspec.field(default_factory=FeatureSchema)
     models: dict[str, ModelConfig] = {}
     surfaces: dict[str, SurfaceConfig] = {}

@@ -50,7 +50,9 @@ class RuleWalks:
         for position, rule in enumerate(decision.rules):
             name = RuleName(rule=position, name=rule_name(rule))
             if isinstance(rule, Placement):
-                self._kept_back.append((name, rule.kept_back(actions.columns, decision.n_requested)))
+                kept = np.zeros(len(actions.ids), dtype=np.bool_)
+                kept[rule.kept_back(actions.columns, decision.n_requested)] = True
+                self._kept_back.append((name, kept))
                 continue
             walk = SlateWalk(
                 actions=actions,

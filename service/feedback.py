@@ -12,6 +12,7 @@ import structlog
 from service.config import Config
 from service.errors import InvalidRequest, StoreUnavailable
 from service.failpoints import reach
+from service.group_commit import GroupCommit
 from service.messages import Erasure, Event, Interaction, encode
 from service.metrics import Metrics
 from service.numerics import keyed_digest
@@ -56,6 +57,7 @@ class Feedback:
         self._metrics = metrics
         self._clock = clock
         self._salt = salt
+        self._commits = GroupCommit(self._commit)
 
     async def accept(self, bodies: Sequence[EventBody]) -> AcceptedResponse:
         """Accept a batch: an entry that cannot be used is rejected by itself, the others are durable on return.
@@ -81,9 +83,7 @@ class Feedback:
                 seen.add(key)
             events.append(self._event(body))
         if events:
-            await self._journal_or_spool(events)
-            reach("feedback.users")
-            await self._update_users(events)
+            await self._commits.add(events)
             reach("feedback.acknowledge")
         for fate, count in (("accepted", len(events)), ("duplicate", n_duplicate), ("rejected", len(rejected))):
             self._metrics.events.labels(fate).inc(count)
@@ -142,22 +142,37 @@ class Feedback:
             client_unix_ms=None if body.ts is None else int(body.ts.timestamp() * 1000),
         )
 
-    async def _journal_or_spool(self, events: Sequence[Event]) -> None:
-        by_partition: dict[int, list[bytes]] = {}
-        for event in events:
-            partition = self._journal.partition_of(event.event_id or event.user_key)
-            by_partition.setdefault(partition, []).append(encode(event))
-        for partition, payloads in by_partition.items():
+    async def _commit(self, requests: Sequence[Sequence[Event]]) -> list[OSError | None]:
+        """Make the events of several requests durable and known, and return what kept each request from it."""
+        refused = await self._journal_or_spool(requests)
+        kept = [event for events, error in zip(requests, refused, strict=True) if error is None for event in events]
+        if kept:
+            reach("feedback.users")
+            await self._update_users(kept)
+        return refused
+
+    async def _journal_or_spool(self, requests: Sequence[Sequence[Event]]) -> list[OSError | None]:
+        refused: list[OSError | None] = [None] * len(requests)
+        by_partition: dict[int, list[tuple[int, bytes]]] = {}
+        for index, events in enumerate(requests):
+            for event in events:
+                partition = self._journal.partition_of(event.event_id or event.user_key)
+                by_partition.setdefault(partition, []).append((index, encode(event)))
+        for partition, entries in by_partition.items():
             reach("feedback.journal")
             try:
-                await self._journal.append(partition, payloads)
+                await self._journal.append(partition, [payload for _, payload in entries])
             except StoreUnavailable as error:
-                _log.warning("feedback.spooled", error=str(error), n_events=len(payloads))
-                self._metrics.events.labels("spooled").inc(len(payloads))
+                _log.warning("feedback.spooled", error=str(error), n_events=len(entries))
                 reach("feedback.spool")
-                for payload in payloads:
-                    self._spool.append(SpoolEntry(payload=payload, partition=partition), sync=True)
+                for index, payload in entries:
+                    try:
+                        self._spool.append(SpoolEntry(payload=payload, partition=partition), sync=True)
+                        self._metrics.events.labels("spooled").inc()
+                    except OSError as no_spool:
+                        refused[index] = no_spool
             reach("feedback.journaled")
+        return refused
 
     async def _update_users(self, events: Sequence[Event]) -> None:
         """Add the interactions eagerly; the learner adds the same ones again, so a failure here only delays them."""
@@ -195,11 +210,15 @@ def interaction_of(event: Event, *, item_id: str, config: Config) -> Interaction
 
     Its worth is the one of the first declared surface that names the event's type.
     """
-    worths = (s.reward.reward(event.event_type, event.value) for s in config.surfaces.values())
+    worth = None
+    for surface in config.surfaces.values():
+        worth = surface.reward.reward(event.event_type, event.value)
+        if worth is not None:
+            break
     return Interaction(
         item_id=item_id,
         event_type=event.event_type,
-        reward=next((worth for worth in worths if worth is not None), None),
+        reward=worth,
         at_unix_ms=event.accepted_at_unix_ms,
         client_id=event.client_id,
     )

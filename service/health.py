@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import structlog
 
 from bandit.exploration import Exploration
@@ -23,16 +22,15 @@ from service.items_view import ITEMS_STREAM
 from service.joins import PLACED, join_event
 from service.journal_reader import START, JournalReader, entry_order, just_before
 from service.messages import (
-    Checkpoint,
     ConfigChange,
+    Erasure,
     Event,
     HealthAlarm,
     HealthState,
     HealthVerdict,
     Heartbeat,
     ItemUpsert,
-    ModelSnapshot,
-    WeightDelta,
+    Promotion,
     encode,
     item_change_decoder,
 )
@@ -43,7 +41,7 @@ _BLOCK_MS = 500
 _PUBLISH_MS = 5_000
 # Without renewal for so long, the watch counts as gone.
 VERDICT_TTL_MS = 30_000
-# Checkpoints and snapshots are large: they are looked at this often.
+# How often it is looked at how far the others are.
 _LOOK_MS = 15_000
 # So many ends of the journal are remembered, to say for how long a reader has been behind.
 _MAX_ENDS = 5_000
@@ -73,10 +71,14 @@ class WatchedDecision(msgspec.Struct, frozen=True, tag_field="type", tag="decisi
     slots: list[WatchedSlot]
 
 
-_entry_decoder = msgspec.msgpack.Decoder(WatchedDecision | Event | Heartbeat | ConfigChange)
-_checkpoint_decoder = msgspec.msgpack.Decoder(Checkpoint)
-_delta_decoder = msgspec.msgpack.Decoder(WeightDelta)
-_snapshot_decoder = msgspec.msgpack.Decoder(ModelSnapshot)
+class WatchedDelta(msgspec.Struct, frozen=True):
+    """What the watch reads of a weight delta."""
+
+    version: int
+
+
+_entry_decoder = msgspec.msgpack.Decoder(WatchedDecision | Event | Heartbeat | ConfigChange | Erasure | Promotion)
+_delta_decoder = msgspec.msgpack.Decoder(WatchedDelta)
 
 
 class HealthWatch:
@@ -305,17 +307,15 @@ class HealthWatch:
         self._lags["archiver"] = self._lag(map(self._archived, range(self._journal.n_partitions)), slack_s=0.0)
         self._versions_before, self._versions = self._versions, {}
         for model, settings in self._config.models.items():
-            stored = await self._models.load_checkpoint(model)
-            positions = _checkpoint_decoder.decode(stored).positions.values() if stored else ()
+            progress = await self._models.load_progress(model)
+            positions = progress.positions.values() if progress else ()
             # An explorer's checkpoint is of the last multiple of this on journal time, however long the journal rests.
             self._lags[f"learner:{model}"] = self._lag(positions, slack_s=settings.checkpoint_s)
             newest = await self._models.last_delta(model)
             if newest is not None:
                 self._versions[model] = _delta_decoder.decode(newest[1]).version
-            snapshot = await self._models.load_snapshot(model)
-            values = _snapshot_decoder.decode(snapshot).values if snapshot else b""
-            if values:
-                self._norms[model] = float(np.linalg.norm(np.frombuffer(values, dtype="<f4").astype(np.float64)))
+            if progress and progress.weight_norm:
+                self._norms[model] = progress.weight_norm
 
     def _lag(self, positions: Iterable[str], *, slack_s: float) -> float:
         """Return for how many seconds the journal has been past what was read up to given ids."""

@@ -199,16 +199,16 @@ class ModelLoop(Generic[L]):
                 reach("learner.adopt")
                 self._adopt(position, entry)
             reach("learner.applied")
-        await self._adoptions.store_replaced()
         await self._publish_change()
+        await self._adoptions.store_replaced()
         now_ms = self._clock()
         if self._counting is not None:
             await self._counting.publish(now_ms)
         reach("learner.repair")
-        is_repaired = await self._repairs.write()
-        # A checkpoint says that its entries need not be read again, so it waits for the users' states.
         every_ms = self._config.models[self.model].checkpoint_s * 1000
-        if is_repaired and is_due(now_ms, since_ms=self._saved_at_ms, every_ms=every_ms):
+        is_save_due = is_due(now_ms, since_ms=self._saved_at_ms, every_ms=every_ms)
+        # A checkpoint says that its entries need not be read again, so it waits for the users' states.
+        if (is_save_due or self._repairs.is_due(now_ms)) and await self._repairs.write(now_ms) and is_save_due:
             await self.save()
         if entries:
             self._quiet_since_ms = now_ms
@@ -239,7 +239,9 @@ class ModelLoop(Generic[L]):
 
     async def end(self) -> None:
         """Write the checkpoint and let a standby take over at once."""
-        await self.save()
+        # Without the users' states there is no checkpoint: the next learner reads these entries again.
+        if await self._repairs.write(self._clock()):
+            await self.save()
         reach("learner.release")
         await self._models.release_lease(self.model, self._epoch)
 
@@ -317,8 +319,13 @@ class ModelLoop(Generic[L]):
             waiting=waiting,
             item_stats=b"" if self._counting is None else self._counting.checkpoint(),
             artefact=self._adoptions.artefact,
+            weight_norm=self._weight_norm(),
         )
         return checkpoint
+
+    def _weight_norm(self) -> float:
+        """Return the norm of the weights, 0 for what is not one table of them."""
+        return 0.0
 
     def _hold(self, decision: LearnedDecision) -> Learnable | None:
         """Return what is held of a decision, None when it was not made with this model."""
@@ -449,6 +456,9 @@ class LearnerLoop(ModelLoop[Learner]):
         self._learner.learn(
             self._shared(joined), held.actions[slot], reward=joined.reward, propensity=held.propensities[slot]
         )
+
+    def _weight_norm(self) -> float:
+        return self._learner.norm()
 
     async def _publish_change(self) -> None:
         if self._is_replaced:

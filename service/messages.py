@@ -479,6 +479,7 @@ class Checkpoint(Stored, frozen=True, kw_only=True):
         item_stats: Encoded `ItemStats` of every item as of `positions`; empty when this learner counts none.
         waiting: Journal ids of events that wait for their decision, by partition; None in older checkpoints.
         artefact: Id of the artefact that the model goes on from; empty when it began from nothing.
+        weight_norm: Euclidean norm of the weights; 0 for an explorer, and in older checkpoints.
     """
 
     epoch: int
@@ -493,6 +494,14 @@ class Checkpoint(Stored, frozen=True, kw_only=True):
     waiting: dict[str, list[str]] | None = None
     item_stats: bytes = b""
     artefact: str = ""
+    weight_norm: float = 0.0
+
+
+class LearnerProgress(Stored, frozen=True, kw_only=True):
+    """What is asked of a checkpoint often, stored beside it by the same write; the fields mean what they mean there."""
+
+    positions: dict[str, str]
+    weight_norm: float = 0.0
 
 
 class Outcome(Stored, frozen=True, kw_only=True):
@@ -619,6 +628,8 @@ class ProbeFile(Stored, frozen=True, kw_only=True):
 
 
 _ENCODER = msgspec.msgpack.Encoder()
+# Reads a checkpoint too: of its fields, these.
+progress_decoder: msgspec.msgpack.Decoder[LearnerProgress] = msgspec.msgpack.Decoder(LearnerProgress)
 summary_decoder: msgspec.msgpack.Decoder[DecisionSummary] = msgspec.msgpack.Decoder(DecisionSummary)
 journal_decoder: msgspec.msgpack.Decoder[JournalEntry] = msgspec.msgpack.Decoder(JournalEntry)
 item_stats_decoder: msgspec.msgpack.Decoder[ItemStats] = msgspec.msgpack.Decoder(ItemStats)

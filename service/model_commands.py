@@ -13,19 +13,18 @@ import msgspec
 from bandit.health_probe import probe_entropy
 from bandit.joining import Position
 from bandit.learner import Learner
-from service.adapters.parquet_archive import archived_position
 from service.adapters.redis_store import RedisChangeLog, RedisJournal, RedisModelStore, connect
 from service.bootstrap import load_salt
+from service.canary import Canaries
 from service.config import Canary, Config
 from service.config_writer import ConfigWriter
 from service.errors import NotFound
 from service.health_probe import probe_path, read_probe
 from service.inspect_features import archive_folder, check_archive, read_items
-from service.journal_reader import entry_order
 from service.messages import Promotion
 from service.model_registry import Manifest, ModelRegistry, Score
-from service.promote import ENTROPY, Evidence, Gate, Promoter
-from service.promote_evidence import Bounds, canary_difference, off_policy_bounds
+from service.promote import ENTROPY, Entered, Evidence, Gate, Promoter
+from service.promote_evidence import Bounds, off_policy_bounds
 from service.promotion_log import Change, promotions_of, read_changes
 from service.retrain import RetrainPlan, Trained, manifest_of
 from service.retrain_figures import reward_range
@@ -45,12 +44,13 @@ class Verdict:
     """What a watch ended with.
 
     Attributes:
-        action: promoted, rollback or undecided.
-        bounds: The last figures.
+        action: promoted, rollback, refused (better, but another gate refuses), ended (somebody else ended the canary)
+            or undecided.
+        bounds: The last figures; None before the first.
     """
 
     action: str
-    bounds: Bounds
+    bounds: Bounds | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,8 @@ async def connected(config: Config, url: str, *, clock: Callable[[], int], autho
         log = RedisChangeLog(client)
         writer = ConfigWriter(config, log=log, journal=journal, clock=clock)
         promoter = Promoter(config, models=models, journal=journal, writer=writer, clock=clock, author=author)
-        yield ModelCommands(config, url, promoter, ModelRegistry(config, models), models, journal, log, writer, clock)
+        canaries = Canaries(config, folder=archive_folder(config), models=models, writer=writer)
+        yield ModelCommands(config, url, promoter, ModelRegistry(config, models), canaries, journal, log, clock, author)
     finally:
         await client.aclose()
 
@@ -101,11 +102,11 @@ class ModelCommands:
     url: str
     promoter: Promoter
     registry: ModelRegistry
-    models: RedisModelStore
+    canaries: Canaries
     journal: RedisJournal
     log: RedisChangeLog
-    writer: ConfigWriter
     clock: Callable[[], int]
+    author: str
 
     async def add_retrained(self, best: Trained, plan: RetrainPlan, *, n_searched: int) -> Manifest:
         """Store a retrained model as an artefact."""
@@ -118,7 +119,7 @@ class ModelCommands:
         """Store a warm model as an artefact."""
         return await self._add(manifest, learner.serialize(), learner)
 
-    async def gates(self, artefact: str, *, confidence: float, unit_s: float) -> list[Gate]:
+    async def gates(self, artefact: str, *, confidence: float) -> list[Gate]:
         """Ask every gate of a promotion, on the archive as it is now."""
         _, opened = await self.promoter.find(artefact)
         model = opened.manifest.model
@@ -131,20 +132,20 @@ class ModelCommands:
             items=await read_items(self.log),
             n_skew_values=report.n_values if report else 0,
             n_skew_mismatches=report.n_mismatches if report else 0,
-            canary=await self._canary_of(artefact, confidence=confidence, unit_s=unit_s),
+            canary=await self._live_difference(artefact),
         )
         return await self.promoter.gates(opened, evidence, confidence=confidence)
 
-    async def start_canary(self, artefact: str, *, surface: str, model: str, share: float, reason: str) -> None:
+    async def start_canary(self, artefact: str, *, surface: str, canary: Canary, reason: str) -> None:
         """Start a canary, once its model has gone on from the artefact.
 
         Raises:
             NotFound: no learner has adopted it in time; nobody was given to the canary.
         """
         _, opened = await self.promoter.find(artefact)
-        promotion = await self.promoter.enter_canary(opened, surface=surface, model=model, reason=reason)
-        await self.wait_adopted(promotion)
-        await self.promoter.start_canary(promotion, surface=surface, share=share)
+        entered = await self.promoter.enter_canary(opened, surface=surface, model=canary.model, reason=reason)
+        await self.wait_adopted(entered)
+        await self.promoter.start_canary(surface, canary, reason=reason)
 
     async def promote(self, artefact: str, *, reason: str) -> None:
         """Promote an artefact for everybody, and wait for the learner.
@@ -158,9 +159,9 @@ class ModelCommands:
     async def roll_back(self, model: str, *, reason: str) -> Promotion:
         """Take a model's last promotion back, and wait for the learner."""
         history = promotions_of(await self.changes())
-        promotion = await self.promoter.roll_back(model, history=history, reason=reason)
-        await self.wait_adopted(promotion)
-        return promotion
+        entered = await self.promoter.roll_back(model, history=history, reason=reason)
+        await self.wait_adopted(entered)
+        return entered.promotion
 
     async def changes(self) -> list[tuple[Position, Change]]:
         """Return every change of model, policy and exploration, oldest first."""
@@ -179,53 +180,53 @@ class ModelCommands:
             found.append(ModelLineage(model, live.version if live else 0, live.artefact if live else "", artefacts))
         return found
 
-    async def watch(
-        self,
-        artefact: str,
-        *,
-        stage: str,
-        surface: str,
-        watch_s: float,
-        every_s: float,
-        confidence: float,
-        unit_s: float,
-    ) -> Verdict:
-        """Look at live reward again and again: take the model back when it is worse, promote a canary that is better.
+    async def watch_canary(self, artefact: str, *, watch_s: float, every_s: float, confidence: float) -> Verdict:
+        """Look at a canary again and again: end it when it is worse, promote its artefact when it is better."""
+        began_ms = self.clock()
+        bounds: Bounds | None = None
+        while True:
+            running = await self.canaries.of(artefact)
+            if running is None or not await self.canaries.is_its_artefact_live(running):
+                return Verdict("ended", bounds)
+            bounds = await self.canaries.difference(running)
+            if bounds.is_worse:
+                ended = await self.canaries.end(running, author=self.author, reason=f"canary is worse: {bounds}")
+                return Verdict("rollback" if ended else "ended", bounds)
+            if bounds.is_better:
+                if any(not gate.passed for gate in await self.gates(artefact, confidence=confidence)):
+                    return Verdict("refused", bounds)
+                await self.promote(artefact, reason=f"canary is better: {bounds}")
+                return Verdict("promoted", bounds)
+            if self.clock() - began_ms >= watch_s * 1000:
+                return Verdict("undecided", bounds)
+            await asyncio.sleep(every_s)
 
-        A model that serves everybody has no control group of its time: what it replaced is valued on its log instead,
-        and taken back once that is better.
+    async def watch_promoted(self, artefact: str, *, watch_s: float, every_s: float, confidence: float) -> Verdict:
+        """Look at a promoted model again and again, and take it back when what it replaced would be better.
+
+        It serves everybody, so that there is no control group of its time: what it replaced is valued on its log.
         """
         model, _ = await self.promoter.find(artefact)
         began_ms = self.clock()
         while True:
-            if stage == "canary":
-                bounds = await self._canary_of(artefact, confidence=confidence, unit_s=unit_s)
-                if bounds is None:
-                    raise NotFound(f"no surface has a canary of {artefact}")
-                if bounds.high < 0.0:
-                    await self.promoter.end_canary(surface, reason=f"canary is worse: {bounds}")
-                    return Verdict("rollback", bounds)
-                if bounds.low > 0.0:
-                    await self.promote(artefact, reason=f"canary is better: {bounds}")
-                    return Verdict("promoted", bounds)
-            else:
-                bounds = await self._regret_of(model, began_ms, confidence=confidence)
-                if bounds.low > 0.0:
-                    await self.roll_back(model, reason=f"what was replaced is better: {bounds}")
-                    return Verdict("rollback", bounds)
+            bounds = await self._regret_of(model, began_ms, confidence=confidence)
+            if bounds.is_better:
+                await self.roll_back(model, reason=f"what was replaced is better: {bounds}")
+                return Verdict("rollback", bounds)
             if self.clock() - began_ms >= watch_s * 1000:
-                return Verdict("undecided" if stage == "canary" else "promoted", bounds)
+                return Verdict("promoted", bounds)
             await asyncio.sleep(every_s)
 
-    async def wait_adopted(self, promotion: Promotion) -> None:
-        """Return once the model is published as going on from the artefact.
+    async def wait_adopted(self, entered: Entered) -> None:
+        """Return once the model goes on from the artefact, at this very entry, and that is published.
 
         Raises:
             NotFound: that did not happen in time; the promotion stands, and is adopted when a learner comes to it.
         """
         deadline_ms = self.clock() + _ADOPTION_S * 1000
-        while (live := await self.promoter.snapshot(promotion.model)) is None or live.artefact != promotion.artefact:
+        while not await self.promoter.is_adopted(entered):
             if self.clock() > deadline_ms:
+                promotion = entered.promotion
                 raise NotFound(
                     f"model {promotion.model!r} has not gone on from {promotion.artefact} within {_ADOPTION_S:g} s: "
                     "does a learner run, and did it count promotion_refused? The promotion stands in the journal."
@@ -251,34 +252,12 @@ class ModelCommands:
     def _outcomes(self, model: str, span: Span) -> Iterator[Outcome]:
         return read_outcomes(self.config, self._folder, model, span)
 
-    async def _canary_of(self, artefact: str, *, confidence: float, unit_s: float) -> Bounds | None:
-        """Return the live difference of the canary of an artefact that runs now, None when none does."""
-        surfaces = (await self.writer.effective()).current.config.surfaces
-        for name, surface in surfaces.items():
-            if surface.canary is not None and surface.canary.artefact == artefact:
-                return await self._difference(name, surface.canary, confidence=confidence, unit_s=unit_s)
-        return None
-
-    async def _difference(self, surface: str, canary: Canary, *, confidence: float, unit_s: float) -> Bounds:
-        key = f"surfaces.{surface}.canary"
-        began_ms = max(o.at_unix_ms for o in await self.writer.history() if o.key == key)
-        partitions = range(self.config.store.partitions)
-        archived_ms = min(entry_order(archived_position(self._folder, p))[0] for p in partitions)
-        window_ms = int(self.config.surfaces[surface].reward.negative_window_s * 1000)
-        models = (self.config.surfaces[surface].model, canary.model)
-        # One joiner a model, as its learner has: an event without an event id belongs to a decision of one of them.
-        outcomes = [
-            o for model in models for o in self._outcomes(model, Span(began_ms)) if o.payload.surface == surface
-        ]
-        return canary_difference(
-            outcomes,
-            canary_model=canary.model,
-            share=canary.share,
-            unit_ms=int(unit_s * 1000),
-            until_ms=archived_ms - window_ms,
-            rewards_in=reward_range([self.config.surfaces[surface]]),
-            confidence=confidence,
-        )
+    async def _live_difference(self, artefact: str) -> Bounds | None:
+        """Return what the canary of an artefact shows now, None when none tries it."""
+        running = await self.canaries.of(artefact)
+        if running is None or not await self.canaries.is_its_artefact_live(running):
+            return None
+        return await self.canaries.difference(running)
 
     async def _regret_of(self, model: str, from_ms: int, *, confidence: float) -> Bounds:
         """Return how much better what the last promotion replaced would be, on the log since."""

@@ -93,6 +93,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     scores: dict[str, Score] = {}
     schema: int = _SCHEMA
 
+    @property
+    def created_at_ms(self) -> int:
+        """Return when it was made, in unix milliseconds; the manifest knows whole seconds."""
+        return int(datetime.fromisoformat(self.created_at).timestamp() * 1000)
+
 
 @dataclass(frozen=True, slots=True)
 class OpenedArtefact:

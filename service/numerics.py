@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from functools import cache
 from hashlib import blake2b
 
@@ -14,12 +15,17 @@ _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 @cache
 def numerics_fingerprint() -> str:
-    """Return numpy's version, its SIMD level and the BLAS kernel: equal fingerprints give bit-equal propensities."""
+    """Return numpy's version, and a digest of SIMD level, BLAS kernel and C library.
+
+    Equal fingerprints give bit-equal propensities.
+    """
     found = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", [])
     blas = [
         f"{lib['internal_api']}-{lib['version']}-{lib.get('architecture')}" for lib in threadpoolctl.threadpool_info()
     ]
-    digest = blake2b("\n".join([*found, *sorted(blas)]).encode(), digest_size=6).hexdigest()
+    # The softmax takes `exp` from the C library.
+    library = "-".join(platform.libc_ver())
+    digest = blake2b("\n".join([*found, *sorted(blas), library]).encode(), digest_size=6).hexdigest()
     return f"numpy-{np.__version__}-{digest}"
 
 

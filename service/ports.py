@@ -9,7 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from service.messages import DecisionSummary, Impression, Interaction, JournalEntry, Outcome, UserProfile
+from service.messages import (
+    DecisionSummary,
+    Impression,
+    Interaction,
+    JournalEntry,
+    LearnerProgress,
+    Outcome,
+    UserProfile,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +184,9 @@ class ModelStore(Protocol):
 
     async def load_checkpoint(self, model: str) -> bytes | None:
         """Return the checkpoint, None before the first."""
+
+    async def load_progress(self, model: str) -> LearnerProgress | None:
+        """Return what the checkpoint says of the learner's progress, without reading the model in it."""
 
     async def publish_delta(self, model: str, epoch: int, delta: bytes) -> str:
         """Append to the weight stream and return the id."""

@@ -13,15 +13,17 @@ from bandit.joining import Position
 from bandit.learner import Learner
 from bandit.policy import WeightTable
 from service.adoption import predecessor_id
-from service.config import Config
+from service.canary import canary_key
+from service.config import Canary, Config
 from service.config_writer import ConfigWriter
 from service.errors import InvalidRequest, NotFound
 from service.health_probe import probe_path, read_probe
 from service.item_history import ItemHistory
+from service.journal_reader import entry_order, position_of
 from service.messages import ModelSnapshot, Promotion, encode
-from service.model_registry import ArtefactError, ModelRegistry, OpenedArtefact, load_learner
+from service.model_registry import ArtefactError, Manifest, ModelRegistry, OpenedArtefact, load_learner
 from service.ports import Journal, ModelStore
-from service.promote_evidence import Bounds, off_policy_bounds
+from service.promote_evidence import Bounds, off_policy_bounds, shared_confidence
 from service.retrain_figures import reward_range
 from service.retrain_scoring import CandidateFeatures, score_decisions
 from service.retrain_training import table_of
@@ -49,6 +51,14 @@ class Gate:
     passed: bool
     reason: str
     is_refuted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """A promotion and its place in the journal."""
+
+    promotion: Promotion
+    position: Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +129,7 @@ class Promoter:
         return None if stored is None else _snapshot_decoder.decode(stored)
 
     async def gates(self, opened: OpenedArtefact, evidence: Evidence, *, confidence: float = 0.98) -> list[Gate]:
-        """Return every gate; bounds hold with `confidence`, shared among the configurations that were compared."""
+        """Return every gate; bounds hold with `confidence`, shared among all that was compared on the same log."""
         model = opened.manifest.model
         try:
             learner = load_learner(opened, self._config.model_spec(model))
@@ -127,50 +137,64 @@ class Promoter:
             return [Gate("fit", False, str(error))]
         fit = Gate("fit", True, "verified, loads, and has the shape of the declared model")
         live = await self.snapshot(model)
+        others = [m for m in await self._registry.manifests(model) if m.artefact != opened.manifest.artefact]
+        shared = shared_confidence(confidence, n_compared=n_compared(opened.manifest, others))
+        is_new = live is None or not live.indices
         return [
             fit,
-            self._advantage(opened, learner, evidence, live=live, confidence=confidence),
-            await self._entropy(learner, opened, live),
-            _skew(evidence),
+            self._advantage(opened, learner, evidence, is_new=is_new, confidence=shared),
+            self._entropy(learner, opened, live, others),
+            _skew(evidence, is_new=is_new),
         ]
 
-    async def enter_canary(self, opened: OpenedArtefact, *, surface: str, model: str, reason: str) -> Promotion:
+    async def enter_canary(self, opened: OpenedArtefact, *, surface: str, model: str, reason: str) -> Entered:
         """Let another declared model go on from an artefact, to serve a canary of a surface.
 
         Raises:
-            InvalidRequest: the surface is not declared, or the other model does not rank or is the surface's own.
+            InvalidRequest: the surface is not declared, or the other model does not rank, or serves already.
         """
         if surface not in self._config.surfaces:
             raise InvalidRequest(f"unknown surface {surface!r}", path="--surface")
-        own = self._config.surfaces[surface].model
-        if model not in self._config.ranking_models or model == own:
-            others = sorted(set(self._config.ranking_models) - {own})
+        if opened.manifest.model != self._config.surfaces[surface].model:
             raise InvalidRequest(
-                f"a canary needs another declared model than {own!r}, declared are {others}", path="--canary-model"
+                f"{opened.manifest.artefact} is of model {opened.manifest.model!r}, "
+                f"surface {surface!r} has {self._config.surfaces[surface].model!r}",
+                path="--surface",
+            )
+        # A model on trial forgets what it was: one that serves must not be.
+        serving = {s.model for s in self._config.surfaces.values()}
+        serving |= {
+            s.canary.model
+            for name, s in (await self._writer.effective()).current.config.surfaces.items()
+            if s.canary is not None and name != surface
+        }
+        if model not in self._config.ranking_models or model in serving:
+            free = sorted(set(self._config.ranking_models) - serving)
+            raise InvalidRequest(
+                f"a canary needs a declared model that serves nothing else, got {model!r}, there are {free}",
+                path="--canary-model",
             )
         return await self._enter(opened, model=model, stage="canary", reason=reason)
 
-    async def start_canary(self, promotion: Promotion, *, surface: str, share: float) -> None:
-        """Give the model of a canary's promotion a share of a surface's users.
+    async def start_canary(self, surface: str, canary: Canary, *, reason: str) -> None:
+        """Give the model of a canary a share of a surface's users.
 
         Raises:
             ConfigError: the canary cannot be set.
         """
-        canary = {"model": promotion.model, "share": share, "artefact": promotion.artefact}
-        await self._writer.put(f"surfaces.{surface}.canary", canary, author=self._author, reason=promotion.reason)
+        await self._writer.put(canary_key(surface), msgspec.to_builtins(canary), author=self._author, reason=reason)
 
-    async def end_canary(self, surface: str, *, reason: str) -> None:
-        """Give all users back to the surface's own model."""
-        if (await self._writer.effective()).current.config.surfaces[surface].canary is not None:
-            await self._writer.put(f"surfaces.{surface}.canary", None, author=self._author, reason=reason)
-
-    async def promote(self, opened: OpenedArtefact, *, reason: str) -> Promotion:
+    async def promote(self, opened: OpenedArtefact, *, reason: str) -> Entered:
         """Let the model go on from an artefact, for everybody; its canaries end."""
-        promotion = await self._enter(opened, model=opened.manifest.model, stage="full", reason=reason)
+        entered = await self._enter(opened, model=opened.manifest.model, stage="full", reason=reason)
         for name, surface in (await self._writer.effective()).current.config.surfaces.items():
             if surface.canary is not None and surface.canary.artefact == opened.manifest.artefact:
-                await self.end_canary(name, reason=reason)
-        return promotion
+                await self._writer.put(canary_key(name), None, author=self._author, reason=reason)
+        return entered
+
+    async def is_adopted(self, entered: Entered) -> bool:
+        """Return whether the model's learner has gone on from the artefact at this very entry, and published that."""
+        return predecessor_id(entered.position) in await self._models.artefact_ids(entered.promotion.model)
 
     async def replaced(self, model: str, *, history: Sequence[tuple[Position, Promotion]]) -> OpenedArtefact:
         """Return what a model's last promotion that stands has replaced.
@@ -180,28 +204,41 @@ class Promoter:
             history: every promotion and its place in the journal, oldest first.
 
         Raises:
-            NotFound: no promotion stands, or what it replaced is not stored.
+            NotFound: no promotion stands, or the last is not adopted yet.
         """
-        standing: list[Position] = []
-        for position, promotion in history:
-            if promotion.model == model and promotion.stage != "rollback":
-                standing.append(position)
-            elif promotion.model == model and standing:
-                standing.pop()
+        entered = [(position, promotion) for position, promotion in history if promotion.model == model]
+        kept = set(await self._models.artefact_ids(model))
+        # What a learner has refused changed nothing; what it has not come to yet cannot be taken back.
+        adopted = [(position, promotion) for position, promotion in entered if predecessor_id(position) in kept]
+        if entered and entered[-1] not in adopted and not await self._is_past(model, entered[-1][0]):
+            raise NotFound(f"the last promotion of model {model!r} is not adopted yet: does a learner run?")
+        standing: list[str] = []
+        for position, promotion in adopted:
+            if promotion.stage != "rollback":
+                standing.append(predecessor_id(position))
+            elif promotion.artefact in standing:
+                # Two who roll back at once take the same promotion back, not two.
+                del standing[standing.index(promotion.artefact) :]
         if not standing:
             raise NotFound(f"model {model!r} has no promotion to take back")
-        return await self._registry.open(model, predecessor_id(standing[-1]))
+        return await self._registry.open(model, standing[-1])
 
-    async def roll_back(self, model: str, *, history: Sequence[tuple[Position, Promotion]], reason: str) -> Promotion:
+    async def roll_back(self, model: str, *, history: Sequence[tuple[Position, Promotion]], reason: str) -> Entered:
         """Let a model go on from what its last promotion replaced; again, from what the one before replaced.
 
         Raises:
-            NotFound: no promotion stands, or what it replaced is not stored.
+            NotFound: no promotion stands, or the last is not adopted yet.
         """
         opened = await self.replaced(model, history=history)
         return await self._enter(opened, model=model, stage="rollback", reason=reason)
 
-    async def _enter(self, opened: OpenedArtefact, *, model: str, stage: str, reason: str) -> Promotion:
+    async def _is_past(self, model: str, position: Position) -> bool:
+        """Return whether the learner's checkpoint includes an entry."""
+        progress = await self._models.load_progress(model)
+        applied = progress.positions.get(str(position[1])) if progress else None
+        return applied is not None and entry_order(applied) >= (position[0], position[2])
+
+    async def _enter(self, opened: OpenedArtefact, *, model: str, stage: str, reason: str) -> Entered:
         """Put the artefact where the model's learner finds it, then enter the promotion in the journal."""
         stored = await self._models.load_artefact(opened.manifest.model, opened.manifest.artefact)
         assert stored is not None
@@ -215,54 +252,73 @@ class Promoter:
             author=self._author,
             reason=reason,
         )
-        await self._journal.append(0, [encode(promotion)])
-        return promotion
+        (entry_id,) = await self._journal.append(0, [encode(promotion)])
+        return Entered(promotion, position_of(0, entry_id))
 
     def _advantage(
-        self,
-        opened: OpenedArtefact,
-        learner: Learner,
-        evidence: Evidence,
-        *,
-        live: ModelSnapshot | None,
-        confidence: float,
+        self, opened: OpenedArtefact, learner: Learner, evidence: Evidence, *, is_new: bool, confidence: float
     ) -> Gate:
         """Gate on the lower bound of what the artefact earns beyond the live model, off the log or live."""
-        if evidence.canary is not None and evidence.canary.low > 0.0:
-            return Gate("advantage", True, f"live, canary minus the rest: {evidence.canary}")
+        canary = evidence.canary
+        if canary is not None and (canary.is_better or canary.is_worse):
+            return Gate("advantage", canary.is_better, f"live, canary minus the rest: {canary}", canary.is_worse)
         table = table_of(learner)
         features = CandidateFeatures(self._config.features, evidence.items)
         scored = score_decisions(evidence.decisions(opened.manifest.to_ms), table=table, features=features)
         if not len(scored.reward):
-            if live is None or not live.indices:
+            if is_new and not scored.n_skipped:
                 return Gate("advantage", True, "the live model has learned nothing and has no log: nothing is replaced")
-            return Gate("advantage", False, "no archived decision of the model is later than what was trained on")
-        shared = 1.0 - (1.0 - confidence) / opened.manifest.n_searched
+            skipped = f"; {scored.n_skipped} cannot be scored again" if scored.n_skipped else ""
+            return Gate("advantage", False, f"no archived decision of the model is later than its training{skipped}")
         rewards_in = reward_range(self._config.surfaces.values())
-        bounds = off_policy_bounds(scored, rewards_in=rewards_in, confidence=shared)
-        return Gate("advantage", bounds.low > 0.0, f"off the log, {shared:.2%} bounds: {bounds}", bounds.high < 0.0)
+        bounds = off_policy_bounds(scored, rewards_in=rewards_in, confidence=confidence)
+        skipped = f"; {scored.n_skipped} more cannot be scored again" if scored.n_skipped else ""
+        crossed = "; the bounds cross: the logged propensities cannot be right" if bounds.low > bounds.high else ""
+        reason = f"off the log, {confidence:.2%} bounds: {bounds}{skipped}{crossed}"
+        return Gate("advantage", bounds.is_better, reason, bounds.is_worse)
 
-    async def _entropy(self, learner: Learner, opened: OpenedArtefact, live: ModelSnapshot | None) -> Gate:
+    def _entropy(
+        self, learner: Learner, opened: OpenedArtefact, live: ModelSnapshot | None, others: Sequence[Manifest]
+    ) -> Gate:
         if not self._config.health.genre:
             return Gate("entropy", True, "health.genre is not set: not compared")
         try:
             probe = read_probe(probe_path(self._config.data_path))
+            candidate = probe_entropy(table_of(learner), probe)
         except OSError:
             if live is None or not live.indices:
                 return Gate("entropy", True, "the live model has learned nothing: nothing to compare with")
             return Gate("entropy", False, "there is no probe set: run hone health probe")
-        candidate = probe_entropy(table_of(learner), probe)
+        except ValueError as error:
+            return Gate("entropy", False, str(error))
         if live is None or not live.indices:
             return Gate("entropy", True, f"{candidate:.3f}; the live model has learned nothing")
         live_table = WeightTable(self._config.model_spec(opened.manifest.model))
         live_table.apply(np.frombuffer(live.indices, "<u4"), np.frombuffer(live.values, "<f4"), version=live.version)
-        scores = [m.scores.get(ENTROPY) for m in await self._registry.manifests(opened.manifest.model)]
-        earlier = [score.value for score in scores if score is not None and score.value is not None]
         live_entropy = probe_entropy(live_table, probe)
-        collapse = collapse_reason(candidate, live=live_entropy, earlier=earlier)
+        collapse = collapse_reason(candidate, live=live_entropy, earlier=earlier_entropies(opened.manifest, others))
         return Gate("entropy", not collapse, collapse or f"{candidate:.3f}, the live model's is {live_entropy:.3f}")
 
 
-def _skew(evidence: Evidence) -> Gate:
+def n_compared(manifest: Manifest, others: Sequence[Manifest]) -> int:
+    """Return how many models were compared on the evidence for one: every one made since that evidence began."""
+    made_since = [m for m in others if m.kind != "predecessor" and m.created_at_ms > manifest.to_ms]
+    return manifest.n_searched + sum(m.n_searched for m in made_since)
+
+
+def earlier_entropies(manifest: Manifest, others: Sequence[Manifest]) -> list[float]:
+    """Return the probe entropies of the retrains before one, oldest first.
+
+    Its own among them would widen their spread until it fits.
+    """
+    made = (manifest.created_at, manifest.artefact)
+    retrained = (m for m in others if m.kind == "retrained" and (m.created_at, m.artefact) < made)
+    scores = (m.scores.get(ENTROPY) for m in retrained)
+    return [score.value for score in scores if score is not None and score.value is not None]
+
+
+def _skew(evidence: Evidence, *, is_new: bool) -> Gate:
     n, wrong = evidence.n_skew_values, evidence.n_skew_mismatches
+    if not n and not is_new:
+        return Gate("skew", False, "no archived decision could be recomputed: what was served is not known to be right")
     return Gate("skew", wrong <= MAX_SKEW * n, f"{wrong} of {n} recomputed feature values differ from what was served")

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from bandit.confidence_sequence import ConfidenceSequence
-from service.retrain_figures import advantage
+from service.config import Canary
+from service.retrain_figures import advantage, mean_advantage
 from service.retrain_scoring import ScoredSlots
-from service.training_rows import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +22,10 @@ class Bounds:
     """A difference of mean rewards of a slot, with an interval that holds at every look.
 
     Attributes:
-        n: Slots, or users, that it rests on.
+        n: Decisions, or users, that it rests on.
         value: The estimate; 0 without any.
         low: Lower end.
-        high: Upper end.
+        high: Upper end. Below the lower end, the weights cannot be right, and the bounds say nothing.
     """
 
     n: int
@@ -32,16 +33,54 @@ class Bounds:
     low: float
     high: float
 
+    @property
+    def is_better(self) -> bool:
+        """Return whether the difference is above 0."""
+        return 0.0 < self.low <= self.high
+
+    @property
+    def is_worse(self) -> bool:
+        """Return whether the difference is below 0."""
+        return self.low <= self.high < 0.0
+
     def __str__(self) -> str:
         """Return `+0.0120 in [+0.0031, +0.0210], n = 18000`."""
         return f"{self.value:+.4f} in [{self.low:+.4f}, {self.high:+.4f}], n = {self.n}"
 
 
+def shared_confidence(confidence: float, *, n_compared: int = 1) -> float:
+    """Return at which confidence each bound must hold, so that all that may promote hold together with `confidence`.
+
+    A model may be promoted off the log and by its canary, and the best of several is the one that luck helped most.
+
+    Args:
+        confidence: of all together.
+        n_compared: models that were compared on the same log.
+    """
+    return 1.0 - (1.0 - confidence) / (2 * n_compared)
+
+
 def off_policy_bounds(scored: ScoredSlots, *, rewards_in: tuple[float, float], confidence: float) -> Bounds:
     """Return the one-slot value of a model minus that of the logging policy, on the same slots."""
     interval = advantage(scored, rewards_in=rewards_in, confidence=confidence).interval()
-    value = float(((scored.weight - 1.0) * scored.reward).mean()) if len(scored.reward) else 0.0
-    return Bounds(len(scored.reward), value, interval.lower, interval.upper)
+    value = mean_advantage(scored) if len(scored.reward) else 0.0
+    return Bounds(len(np.unique(scored.decision)), value, interval.lower, interval.upper)
+
+
+class RewardedSlot(NamedTuple):
+    """What a drawn slot earned, and for whom.
+
+    Attributes:
+        decided_at_ms: Time of its decision.
+        who: The user's key, or the event id of an anonymous user.
+        model: That scored.
+        reward: Of the slot.
+    """
+
+    decided_at_ms: int
+    who: str
+    model: str
+    reward: float
 
 
 @dataclass(slots=True)
@@ -54,11 +93,9 @@ class _Unit:
 
 
 def canary_difference(
-    outcomes: Iterable[Outcome],
+    slots: Iterable[RewardedSlot],
     *,
-    canary_model: str,
-    share: float,
-    unit_ms: int,
+    canary: Canary,
     until_ms: int,
     rewards_in: tuple[float, float],
     confidence: float,
@@ -66,33 +103,30 @@ def canary_difference(
     """Return mean reward under the canary minus that under the other model, of the same time.
 
     A user stays with one model, so rewards of one user are not independent: a user counts once, with the mean reward
-    of the slots decided within `unit_ms` of the first one. Users whose while is not over yet wait.
+    of the slots decided within the canary's `unit_s` of the first one. Users whose while is not over yet wait.
 
     With A = 1 for canary users, drawn with probability s, E[(A / s - 1) y] is (1 - s) times the difference: the bound
     on an advantage whose weight is A / s.
 
     Args:
-        outcomes: of both models on the surface since the canary began, in any order.
-        canary_model: name of the model on trial.
-        share: of the users that it got.
-        unit_ms: the while.
+        slots: of both models on the surface since the canary began, in any order.
+        canary: on trial.
         until_ms: decision time up to which every outcome is known.
         rewards_in: range of rewards.
         confidence: of both bounds.
     """
+    unit_ms = int(canary.unit_s * 1000)
     units: dict[str, _Unit] = {}
-    for outcome in sorted(outcomes, key=lambda o: (o.payload.decided_at_unix_ms, o.event_id, o.slot)):
-        decision = outcome.payload
-        who = decision.user_key or decision.event_id
-        unit = units.setdefault(who, _Unit(decision.decided_at_unix_ms, decision.model == canary_model))
-        if decision.decided_at_unix_ms < unit.began_ms + unit_ms:
-            unit.rewards.append(outcome.reward)
+    for slot in sorted(slots):
+        unit = units.setdefault(slot.who, _Unit(slot.decided_at_ms, slot.model == canary.model))
+        if slot.decided_at_ms < unit.began_ms + unit_ms:
+            unit.rewards.append(slot.reward)
     closed = [unit for unit in units.values() if unit.began_ms + unit_ms <= until_ms]
     is_canary = np.array([unit.is_canary for unit in closed], dtype=np.float64)
     means = np.clip(np.array([float(np.mean(unit.rewards)) for unit in closed], dtype=np.float64), *rewards_in)
     sequence = ConfidenceSequence(of_advantage=True, reward_range=rewards_in, confidence=confidence)
-    interval = sequence.plus(weights=is_canary / share, rewards=means).interval()
-    scale = 1.0 - share
+    interval = sequence.plus(weights=is_canary / canary.share, rewards=means).interval()
+    scale = 1.0 - canary.share
     n_canary = int(is_canary.sum())
     value = 0.0
     if 0 < n_canary < len(closed):

@@ -30,13 +30,23 @@ def reward_range(surfaces: Iterable[SurfaceConfig]) -> tuple[float, float]:
 def advantage(scored: ScoredSlots, *, rewards_in: tuple[float, float], confidence: float) -> ConfidenceSequence:
     """Return bounds on one-slot value minus that of the logging policy; summed rewards outside the range are cut.
 
+    A decision counts once, with the mean over its slots.
+
     Args:
         scored: slots in the order of the log.
         rewards_in: range of rewards.
         confidence: of both bounds.
     """
     sequence = ConfidenceSequence(of_advantage=True, reward_range=rewards_in, confidence=confidence)
-    return sequence.plus(weights=scored.weight, rewards=np.clip(scored.reward, *rewards_in))
+    rewards = np.clip(scored.reward, *rewards_in)
+    return sequence.plus(weights=scored.weight, rewards=rewards, units=scored.decision)
+
+
+def mean_advantage(scored: ScoredSlots) -> float:
+    """Return the estimate that `advantage` bounds: the mean over decisions of the mean over their slots."""
+    _, of_decision = np.unique(scored.decision, return_inverse=True)
+    sums = np.bincount(of_decision, weights=(scored.weight - 1.0) * scored.reward)
+    return float((sums / np.bincount(of_decision)).mean())
 
 
 def figures_of(scored: ScoredSlots, *, rewards_in: tuple[float, float], confidence: float) -> dict[str, Score]:
@@ -51,8 +61,7 @@ def figures_of(scored: ScoredSlots, *, rewards_in: tuple[float, float], confiden
     estimates = {"logged": ips(logged), "ips": ips(rows), "snips": snips(rows), "dr": doubly_robust(rows)}
     figures = _with_intervals(estimates, scored, confidence)
     interval = advantage(scored, rewards_in=rewards_in, confidence=confidence).interval()
-    difference = float(((scored.weight - 1.0) * scored.reward).mean())
-    figures[ADVANTAGE] = Score(value=difference, low=interval.lower, high=interval.upper)
+    figures[ADVANTAGE] = Score(value=mean_advantage(scored), low=interval.lower, high=interval.upper)
     figures["ess"] = Score(value=estimates["ips"].support.ess)
     figures["max_weight"] = Score(value=estimates["ips"].support.max_weight)
     figures["mean_weight"] = Score(value=estimates["ips"].support.mean_weight)

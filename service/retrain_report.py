@@ -74,7 +74,10 @@ def _figures(name: str, title: str, trained: Sequence[Trained]) -> str:
 
 
 def _scores(manifest: Manifest) -> str:
-    cells = "".join(f"<tr><th>{escape(name)}<td>{_text(score)}" for name, score in sorted(manifest.scores.items()))
+    cells = "".join(
+        f"<tr><th>{escape(name)}<td>{_text(score)}<td>{escape(score.refusal)}"
+        for name, score in sorted(manifest.scores.items())
+    )
     return f"<h2>Figures of the chosen model</h2><table>{cells}</table>"
 
 

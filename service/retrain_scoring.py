@@ -13,7 +13,7 @@ from bandit.exploration import VwExplorer
 from bandit.features import FeatureSchema
 from bandit.policy import ActionFeatures, WeightTable
 from bandit.slate import ActionSet, SlateWalk
-from bandit.vw_format import Encoded, encode
+from bandit.vw_format import Encoded
 from retrieval.items import Item
 from service.decision_record import unpack_actions
 from service.feature_records import item_record
@@ -21,6 +21,7 @@ from service.item_history import ItemHistory
 from service.items_view import ItemFeatureTable
 from service.joins import PLACED
 from service.messages import Decision
+from service.retrain_training import encode_all
 from service.training_rows import JoinedDecision
 
 Float64Array = npt.NDArray[np.float64]
@@ -77,7 +78,7 @@ class CandidateFeatures:
 
     def shared(self, decision: Decision) -> dict[str, Encoded]:
         """Return what the decision was scored with: the position is the reference."""
-        return {namespace: encode(namespace, named) for namespace, named in decision.features.items()}
+        return encode_all(decision.features)
 
     def actions(self, decision: Decision) -> dict[str, ActionFeatures] | None:
         """Return the features of every candidate, None when an item is not in the history."""

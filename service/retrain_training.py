@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -16,6 +17,9 @@ from service.config import Config
 from service.decision_record import walk_of
 from service.messages import Decision, SlotRecord
 from service.training_rows import Outcome
+
+# About a kilobyte each.
+_MAX_ENCODED = 65_536
 
 Weighting = Literal["ips", "explored", "uniform-validation", "none"]
 
@@ -119,14 +123,24 @@ def training_row(outcome: Outcome, *, schema: FeatureSchema, weighting: Weightin
     # The position is learned where the item stood; scoring uses the reference.
     shared = {**decision.features, "position": schema.named("position", {"slot": outcome.slot})}
     return TrainingRow(
-        shared={namespace: encode(namespace, features) for namespace, features in shared.items()},
-        action={namespace: encode(namespace, features) for namespace, features in slot.features.items()},
+        shared=encode_all(shared),
+        action=encode_all(slot.features),
         reward=outcome.reward,
         propensity=propensity,
         position=outcome.slot,
         branch=slot.branch,
         decided_at_ms=decision.decided_at_unix_ms,
     )
+
+
+def encode_all(named: Mapping[str, Mapping[str, float]]) -> dict[str, Encoded]:
+    """Return hashed features by namespace; the same come again and again in a log, and in every pass over it."""
+    return {namespace: _encoded(namespace, tuple(features.items())) for namespace, features in named.items()}
+
+
+@lru_cache(maxsize=_MAX_ENCODED)
+def _encoded(namespace: str, named: tuple[tuple[str, float], ...]) -> Encoded:
+    return encode(namespace, dict(named))
 
 
 def propensity_without_uniform(decision: Decision, slot: SlotRecord) -> float | None:

@@ -41,6 +41,7 @@ _HELD_OUT = 0.1
 # Ranking every held-out interaction would tell no more.
 _MAX_RANKED = 3_000
 _SEED = 0
+NO_PROPENSITIES = "its interactions have no propensities: how well it ranks them, not what a policy earns"
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +234,8 @@ def ranking_figures(held_out: Sequence[Moment], catalogue: Catalogue, table: Wei
         for metric, values in (("hr10", hits), ("ndcg10", gains)):
             mean = float(np.mean(values)) if values else 0.0
             error = float(np.std(values) / np.sqrt(len(values))) if values else 0.0
-            figures[f"{metric}_{name}"] = Score(value=mean, low=mean - 1.96 * error, high=mean + 1.96 * error)
+            low, high = mean - 1.96 * error, mean + 1.96 * error
+            figures[f"{metric}_{name}"] = Score(value=mean, low=low, high=high, refusal=NO_PROPENSITIES)
     figures["n_ranked"] = Score(value=float(len(held_out)))
     return figures
 

@@ -12,14 +12,14 @@ from bandit.exploration import Epsilon, Policy
 from bandit.features import Feature, FeatureSchema
 from bandit.joining import Joined
 from bandit.policy import ActionFeatures, WeightTable
-from bandit.slate import ActionSet, SlateWalk, draw_slate
+from bandit.slate import ActionSet, SlateWalk, SlotDraw, SlotPmf, draw_slate, draw_slot
 from bandit.slot import build_pmf, view_slot
 from bandit.vw_format import encode
 from retrieval.items import Item
 from service.config import Config, ModelConfig, SurfaceConfig
-from service.decision_record import pack_actions, record_slot, seal
+from service.decision_record import pack_actions, record_slot
 from service.item_history import ItemHistory
-from service.messages import Decision, ItemUpsert, Versions
+from service.messages import CandidateList, Decision, ItemUpsert, Versions
 from service.training_rows import Outcome
 
 Float64Array = npt.NDArray[np.float64]
@@ -118,10 +118,20 @@ class LoggedWorld:
         return {f"genre={self.genres[number]}" if self.genres else f"id={self.item_ids[number]}": 1.0}
 
     def _outcomes(self, n_decisions: int, rng: np.random.Generator) -> Iterator[Outcome]:
-        ids = self.item_ids
+        shown = [_Shown.of(self, segment) for segment in range(len(self.rewards))]
+        versions = Versions(
+            model=1,
+            index="",
+            catalogue="0-1",
+            config="",
+            schema=self.schema.version,
+            item_stats="",
+            salt=1,
+            numerics="",
+        )
         for number in range(n_decisions):
             segment = int(rng.integers(len(self.rewards)))
-            decision = self._decide(number, segment, ids, rng)
+            decision = self._decide(number, segment, shown[segment], versions, rng)
             for slot, record in enumerate(decision.slots):
                 chance = self.rewards[segment, record.action] * self.examination[slot]
                 yield Joined(
@@ -134,56 +144,78 @@ class LoggedWorld:
                     delay_ms=0,
                 )
 
-    def _decide(self, number: int, segment: int, ids: list[str], rng: np.random.Generator) -> Decision:
-        scores = self.scores[segment].astype(np.float32)
-        now_ms = _START_MS + number * _STEP_MS
-        walk = SlateWalk(
-            actions=ActionSet(ids=ids, scores=scores, columns={}),
+    def _decide(
+        self, number: int, segment: int, shown: _Shown, versions: Versions, rng: np.random.Generator
+    ) -> Decision:
+        draws = shown.draw(self, rng.random(self.n_slots))
+        return Decision(
+            event_id=f"e{number}",
+            decided_at_unix_ms=_START_MS + number * _STEP_MS,
+            surface=SURFACE,
+            model=MODEL,
+            user_id=None,
+            user_key=f"u{rng.integers(10_000)}",
+            digest="",
+            context={"segment": f"s{segment}"},
+            seed_item_id=None,
+            recent_ids=[],
+            features=_shared(segment),
+            versions=versions,
             exploration=self.exploration,
             rules=[],
-            now_ms=now_ms,
-            n_slots=self.n_slots,
-            discovery_positions=(),
+            discovery_positions=[],
+            discovery_probability=1.0,
+            candidates=shown.candidates,
+            slots=[
+                record_slot(d, shown.actions, features={"item": self.item_features(d.action), "dynamic": {}})
+                for d in draws
+            ],
+            n_requested=self.n_slots,
+            degraded=[],
+            latency_ms={},
         )
-        draws = draw_slate(walk, rng.random(self.n_slots))
-        sources = np.zeros(len(ids), dtype=np.uint8)
-        return seal(
-            Decision(
-                event_id=f"e{number}",
-                decided_at_unix_ms=now_ms,
-                surface=SURFACE,
-                model=MODEL,
-                user_id=None,
-                user_key=f"u{rng.integers(10_000)}",
-                digest="",
-                context={"segment": f"s{segment}"},
-                seed_item_id=None,
-                recent_ids=[],
-                features=_shared(segment),
-                versions=Versions(
-                    model=1,
-                    index="",
-                    catalogue="0-1",
-                    config="",
-                    schema=self.schema.version,
-                    item_stats="",
-                    salt=1,
-                    numerics="",
-                ),
-                exploration=self.exploration,
-                rules=[],
-                discovery_positions=[],
-                discovery_probability=1.0,
-                candidates=pack_actions(walk.actions, sources=sources, source_names=["all"]),
-                slots=[
-                    record_slot(d, walk.actions, features={"item": self.item_features(d.action), "dynamic": {}})
-                    for d in draws
-                ],
-                n_requested=self.n_slots,
-                degraded=[],
-                latency_ms={},
-            )
-        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What does not differ between the decisions of a segment.
+
+    Attributes:
+        actions: The candidates with the live model's scores.
+        candidates: The same as logged.
+        first: The first slot's pmf.
+    """
+
+    actions: ActionSet
+    candidates: CandidateList
+    first: SlotPmf
+
+    @classmethod
+    def of(cls, world: LoggedWorld, segment: int) -> _Shown:
+        """Build it."""
+        actions = ActionSet(ids=world.item_ids, scores=world.scores[segment].astype(np.float32), columns={})
+        sources = np.zeros(len(actions.ids), dtype=np.uint8)
+        first = _walk(world, actions).pmf()
+        assert first is not None
+        return cls(actions, pack_actions(actions, sources=sources, source_names=["all"]), first)
+
+    def draw(self, world: LoggedWorld, uniforms: Float64Array) -> list[SlotDraw]:
+        """Fill a slate."""
+        first = draw_slot(self.first, slot=0, uniform=float(uniforms[0]))
+        if world.n_slots == 1:
+            return [first]
+        return draw_slate(_walk(world, self.actions), uniforms)
+
+
+def _walk(world: LoggedWorld, actions: ActionSet) -> SlateWalk:
+    return SlateWalk(
+        actions=actions,
+        exploration=world.exploration,
+        rules=[],
+        now_ms=_START_MS,
+        n_slots=world.n_slots,
+        discovery_positions=(),
+    )
 
 
 def null_world(*, seed: int, n_segments: int = 4, n_items: int = 5) -> LoggedWorld:

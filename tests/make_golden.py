@@ -37,6 +37,7 @@ from service.messages import (
     ItemDelete,
     ItemStats,
     ItemUpsert,
+    LearnerProgress,
     ModelSnapshot,
     Outcome,
     ProbedContext,
@@ -246,6 +247,7 @@ VALUES: dict[str, Stored] = {
         waiting={"0": ["1795382944961-0"]},
         item_stats=b"\x81",
     ),
+    "learner_progress": LearnerProgress(positions={"0": "1795382944962-3"}, weight_norm=12.5),
     "health_verdict": HealthVerdict(
         at_unix_ms=_AT,
         journal_ms=_AT - 20,

@@ -16,7 +16,16 @@ import msgspec
 from service.adapters.memory_streams import MemoryStore
 from service.config import StoreConfig
 from service.errors import Fenced
-from service.messages import Impression, Interaction, JournalEntry, UserProfile, encode, summary_decoder
+from service.messages import (
+    Impression,
+    Interaction,
+    JournalEntry,
+    LearnerProgress,
+    UserProfile,
+    encode,
+    progress_decoder,
+    summary_decoder,
+)
 from service.ports import ArchiveBatch, Claim, Entry, OpenJoins, OutcomeRow, Shipment, UserState
 from service.user_members import impression_member, impression_of
 
@@ -282,6 +291,11 @@ class MemoryModelStore:
         """Get it."""
         await asyncio.sleep(0)
         return self._checkpoints.get(model)
+
+    async def load_progress(self, model: str) -> LearnerProgress | None:
+        """Read it off the checkpoint."""
+        await asyncio.sleep(0)
+        return progress_decoder.decode(self._checkpoints[model]) if model in self._checkpoints else None
 
     async def publish_delta(self, model: str, epoch: int, delta: bytes) -> str:
         """Append under the fence."""

@@ -14,8 +14,8 @@ from service.adapters.embedded_store import running_store
 from service.cli.model_output import interval_text, run_commands
 from service.cli.output import json_text
 from service.cli.settings import settings_of
-from service.model_commands import ModelCommands, Verdict
-from service.model_registry import Manifest
+from service.config import Canary
+from service.model_commands import ArtefactStage, ModelCommands, Verdict
 from service.promote import Gate
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -27,24 +27,32 @@ def promote(
     artefact: Annotated[str, typer.Argument(help="Its id; hone models lists them.")],
     stage: Annotated[str, typer.Option(help="shadow (gates only), canary or full.")] = "shadow",
     surface: Annotated[str, typer.Option(help="Surface of a canary.")] = "home",
-    share: Annotated[float, typer.Option(help="Share of the surface's users in a canary.")] = 0.1,
-    canary_model: Annotated[str, typer.Option(help="Declared model that serves the canary.")] = "challenger",
-    confidence: Annotated[float, typer.Option(help="Of the bounds that gate and roll back.")] = 0.98,
+    share: Annotated[float, typer.Option(help="Share of the surface's users in a canary, at most 0.5.")] = 0.1,
+    canary_model: Annotated[
+        str, typer.Option(help="Declared model that serves the canary, and nothing else.")
+    ] = "challenger",
+    confidence: Annotated[float, typer.Option(min=0.5, help="Of the bounds that gate and roll back.")] = 0.98,
     unit_s: Annotated[
         float, typer.Option(help="A canary's user counts with the mean of so long after the first.")
     ] = 3600.0,
-    watch_s: Annotated[float, typer.Option(help="Stay and look until the verdict, for at most so long.")] = 0.0,
+    watch_s: Annotated[
+        float, typer.Option(help="Stay and look for so long: promote a better canary, roll a worse model back.")
+    ] = 0.0,
     every_s: Annotated[float, typer.Option(help="Look so often.")] = 60.0,
     force: Annotated[bool, typer.Option("--force", help="Promote although a gate refuses; the log says so.")] = False,
     reason: Reason = "",
     as_json: AsJson = False,
 ) -> None:
-    """Ask the gates, promote by stage, take it back when live reward says so; exit 1 when refused or taken back."""
+    """Ask the gates, promote by stage; a canary that earns less ends by itself. Exit 1: refused or taken back."""
     config = settings_of(context).load()
     chosen = msgspec.convert(stage, Literal["shadow", "canary", "full"])
+    canary = msgspec.convert(
+        {"model": canary_model, "share": share, "artefact": artefact, "unit_s": unit_s, "confidence": confidence},
+        Canary,
+    )
 
     async def run(commands: ModelCommands) -> tuple[list[Gate], bool, Verdict | None]:
-        gates = await commands.gates(artefact, confidence=confidence, unit_s=unit_s)
+        gates = await commands.gates(artefact, confidence=confidence)
         # A canary is there to find evidence: it starts unless the log speaks against the model.
         blocking = [
             g for g in gates if not g.passed and not (chosen == "canary" and g.name == "advantage" and not g.is_refuted)
@@ -55,21 +63,13 @@ def promote(
             [reason or "promoted", *(f"{g.name}: {g.reason}" for g in gates), *(["forced"] if blocking else [])]
         )
         if chosen == "canary":
-            await commands.start_canary(artefact, surface=surface, model=canary_model, share=share, reason=why)
+            await commands.start_canary(artefact, surface=surface, canary=canary, reason=why)
         else:
             await commands.promote(artefact, reason=why)
-        verdict = None
-        if watch_s:
-            verdict = await commands.watch(
-                artefact,
-                stage=chosen,
-                surface=surface,
-                watch_s=watch_s,
-                every_s=every_s,
-                confidence=confidence,
-                unit_s=unit_s,
-            )
-        return gates, True, verdict
+        if not watch_s:
+            return gates, True, None
+        watch = commands.watch_canary if chosen == "canary" else commands.watch_promoted
+        return gates, True, await watch(artefact, watch_s=watch_s, every_s=every_s, confidence=confidence)
 
     with running_store(config) as url:
         gates, passed, verdict = run_commands(config, url, run)
@@ -80,7 +80,7 @@ def promote(
         print(f"{artefact}: {chosen if passed else 'refused'}")
         if verdict is not None:
             print(f"{verdict.action}: {verdict.bounds}")
-    if not passed or (verdict is not None and verdict.action == "rollback"):
+    if not passed or (verdict is not None and verdict.action in ("rollback", "refused")):
         sys.exit(1)
 
 
@@ -113,13 +113,11 @@ def models(
     if as_json:
         print(json_text(lineage))
         return
-    table = Table("model", "artefact", "kind", "parent", "made", "rows", "advantage", "stage")
     for of_model in lineage:
-        table.add_row(of_model.model, "(live)", "", of_model.artefact, "", "", "", f"version {of_model.version}")
+        goes_on = f", goes on from {of_model.artefact}" if of_model.artefact else ""
+        print(f"{of_model.model}: version {of_model.version}{goes_on}")
         for entry in of_model.artefacts:
-            m = entry.manifest
-            table.add_row("", m.artefact, m.kind, m.parent, m.created_at, str(m.n_rows), _advantage(m), entry.stage)
-    Console().print(table)
+            print(f"  {entry.manifest.artefact}  {', '.join(_facts(entry))}")
 
 
 def _show_gates(gates: list[Gate]) -> None:
@@ -129,9 +127,17 @@ def _show_gates(gates: list[Gate]) -> None:
     Console().print(table)
 
 
-def _advantage(manifest: Manifest) -> str:
-    score = manifest.scores.get("advantage")
-    return "warm" if manifest.warm else "" if score is None else interval_text(score)
+def _facts(entry: ArtefactStage) -> list[str]:
+    """Return what a line says of an artefact after its id."""
+    m = entry.manifest
+    facts = [m.kind, f"{m.n_rows} rows"]
+    if (advantage := m.scores.get("advantage")) is not None:
+        facts.append(f"advantage {interval_text(advantage)}")
+    if m.warm:
+        facts.append("no propensities")
+    if m.parent:
+        facts.append(f"parent {m.parent}")
+    return [*facts, *([entry.stage] if entry.stage else [])]
 
 
 def register(app: typer.Typer) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -29,9 +28,18 @@ def bench_retraining(show: Callable[[str], None]) -> dict[str, Any]:
         figures["model_sees_items" if sees_items else "model_sees_genres"] = {
             "mean_value": {name: round(float(np.mean([v[name] for v in values])), 4) for name in values[0]},
             "ips_better_than_none_in_seeds": sum(v["ips"] > v["none"] for v in values),
+            "ips_minus_none": _mean_and_error([v["ips"] - v["none"] for v in values]),
             "by_seed": [{name: round(value, 4) for name, value in v.items()} for v in values],
         }
     return figures
+
+
+def _mean_and_error(values: Sequence[float]) -> dict[str, float]:
+    """Return the mean and its standard error."""
+    return {
+        "mean": round(float(np.mean(values)), 4),
+        "standard_error": round(float(np.std(values, ddof=1) / np.sqrt(len(values))), 4),
+    }
 
 
 def compare_weightings(
@@ -41,8 +49,8 @@ def compare_weightings(
     log = world.log(n_decisions, seed=seed)
     values = {"popular": world.value(world.scores, Greedy()), "best": world.value(world.rewards, Greedy())}
     for weighting in weightings:
-        rows = partial(training_rows, log, schema=world.schema, weighting=weighting)
+        rows = list(training_rows(log, schema=world.schema, weighting=weighting))
         spec = spec_of(world.config, MODEL, _CONFIGURATION)
-        learner, _ = train(rows, spec=spec, configuration=_CONFIGURATION)
+        learner, _ = train(rows.copy, spec=spec, configuration=_CONFIGURATION)
         values[weighting] = world.value(world.scores_of(table_of(learner)), Greedy())
     return values

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from service.adapters.redis_store import RedisModelStore
 from service.errors import Fenced, StoreUnavailable
-from service.messages import ModelSnapshot, encode
+from service.messages import Checkpoint, LearnerProgress, ModelSnapshot, encode
 from service.ports import ModelStore
 from tests.contracts.adapters import Adapters
 
@@ -26,6 +26,23 @@ def _snapshot(stream_id: str, *, version: int = 1) -> bytes:
             arguments=[],
             indices=b"",
             values=b"",
+        )
+    )
+
+
+def _checkpoint(workspace: bytes, *, weight_norm: float = 0.0) -> bytes:
+    return encode(
+        Checkpoint(
+            epoch=1,
+            model_version=1,
+            schema_version="s",
+            positions={"0": "5-1"},
+            oldest_open={"0": ""},
+            workspace=workspace,
+            n_learned=0,
+            loss_sum=0.0,
+            counters={},
+            weight_norm=weight_norm,
         )
     )
 
@@ -48,10 +65,13 @@ async def test_epochs_rise_by_one_for_each_model(adapters: Adapters) -> None:
 async def test_the_holder_of_the_epoch_replaces_checkpoint_and_snapshot(adapters: Adapters) -> None:
     models = adapters.models()
     epoch = await models.take_epoch("m")
-    for checkpoint, version in ((b"one", 1), (bytes(range(256)), 2)):
+    whole = _checkpoint(bytes(range(256)), weight_norm=2.5)
+    for checkpoint, version in ((_checkpoint(b"one"), 1), (whole, 2)):
         await models.save_checkpoint("m", epoch, checkpoint)
         await models.publish_snapshot("m", epoch, _snapshot("0-0", version=version))
-    assert await _state(models) == (bytes(range(256)), _snapshot("0-0", version=2), None, None)
+    assert await _state(models) == (whole, _snapshot("0-0", version=2), None, None)
+    assert await models.load_progress("m") == LearnerProgress(positions={"0": "5-1"}, weight_norm=2.5)
+    assert await models.load_progress("other") is None
 
 
 async def test_deltas_are_followed_in_order_on_the_models_stream(adapters: Adapters) -> None:
@@ -67,27 +87,27 @@ async def test_deltas_are_followed_in_order_on_the_models_stream(adapters: Adapt
 async def test_a_newer_epoch_refuses_every_write_of_the_older(adapters: Adapters) -> None:
     models = adapters.models()
     old = await models.take_epoch("m")
-    await models.save_checkpoint("m", old, b"kept")
+    await models.save_checkpoint("m", old, _checkpoint(b"kept"))
     delta_id = await models.publish_delta("m", old, b"kept")
     await models.publish_snapshot("m", old, _snapshot("0-0"))
-    before = await _state(models)
+    before, progress = await _state(models), await models.load_progress("m")
     new = await models.take_epoch("m")
     writes = [
-        lambda: models.save_checkpoint("m", old, b"stale"),
+        lambda: models.save_checkpoint("m", old, _checkpoint(b"stale", weight_norm=9.0)),
         lambda: models.publish_delta("m", old, b"stale"),
         lambda: models.publish_snapshot("m", old, _snapshot(delta_id, version=9)),
     ]
     for write in writes:
         with pytest.raises(Fenced):
             await write()
-    assert await _state(models) == before
-    await models.save_checkpoint("m", new, b"fresh")
-    assert await models.load_checkpoint("m") == b"fresh"
+    assert (await _state(models), await models.load_progress("m")) == (before, progress)
+    await models.save_checkpoint("m", new, _checkpoint(b"fresh"))
+    assert await models.load_checkpoint("m") == _checkpoint(b"fresh")
 
 
 async def test_a_writer_without_an_epoch_is_refused(adapters: Adapters) -> None:
     with pytest.raises(Fenced):
-        await adapters.models().save_checkpoint("m", 0, b"x")
+        await adapters.models().save_checkpoint("m", 0, _checkpoint(b"x"))
     with pytest.raises(Fenced):
         await adapters.models().publish_delta("m", 1, b"x")
 
@@ -190,11 +210,11 @@ async def test_models_do_not_share_anything(adapters: Adapters) -> None:
     await models.take_epoch("m")
     epoch = await models.take_epoch("m")
     other = await models.take_epoch("other")
-    await models.save_checkpoint("m", epoch, b"m")
-    await models.save_checkpoint("other", other, b"other")
+    await models.save_checkpoint("m", epoch, _checkpoint(b"m"))
+    await models.save_checkpoint("other", other, _checkpoint(b"other"))
     await models.publish_delta("other", other, b"delta")
-    assert await _state(models) == (b"m", None, None, None)
-    assert await models.load_checkpoint("other") == b"other"
+    assert await _state(models) == (_checkpoint(b"m"), None, None, None)
+    assert await models.load_checkpoint("other") == _checkpoint(b"other")
 
 
 async def test_an_artefact_never_changes_once_it_is_there(adapters: Adapters) -> None:
@@ -214,7 +234,8 @@ async def test_every_call_to_a_store_that_is_away_raises_store_unavailable(nowhe
         lambda: models.hold_lease("m", 1, lease_ms=1),
         lambda: models.release_lease("m", 1),
         lambda: models.lease_holder("m"),
-        lambda: models.save_checkpoint("m", 1, b""),
+        lambda: models.save_checkpoint("m", 1, _checkpoint(b"")),
+        lambda: models.load_progress("m"),
         lambda: models.load_checkpoint("m"),
         lambda: models.publish_delta("m", 1, b""),
         lambda: models.publish_snapshot("m", 1, _snapshot("0-0")),

@@ -51,8 +51,16 @@ def live(stack: Stack, model: str) -> str:
     return next(m["artefact"] for m in hone_json(stack, "models") if m["model"] == model)
 
 
-def decide(api: Api, n: int) -> list[str]:
-    """Ask for slates and click on the first item of each; return which model answered."""
+def decide(stack: Stack, n: int) -> list[str]:
+    """Ask for slates and click on the first item of each; return which model answered.
+
+    On a connection of its own: one that rests while a command runs is closed by the server.
+    """
+    with closing(Api(stack.url)) as api:
+        return _decide(api, n)
+
+
+def _decide(api: Api, n: int) -> list[str]:
     event_ids = []
     for number in range(n):
         answer = api.recommend(user_id=f"ml-{number % 40}", n=3)
@@ -74,12 +82,8 @@ def decide(api: Api, n: int) -> list[str]:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_model_is_retrained_promoted_tried_and_taken_back(stack: Stack, tmp_path: Path) -> None:
-    with closing(Api(stack.url)) as api:
-        _promote_and_take_back(stack, api, tmp_path / "report.html")
-
-
-def _promote_and_take_back(stack: Stack, api: Api, report: Path) -> None:
-    decide(api, N_DECISIONS)
+    report = tmp_path / "report.html"
+    decide(stack, N_DECISIONS)
 
     def retrained() -> Any:
         return hone_json(stack, "retrain", "--model", "films", "--search", "2", "--jobs", "1", "--report", str(report))
@@ -106,12 +110,12 @@ def _promote_and_take_back(stack: Stack, api: Api, report: Path) -> None:
     # A canary gathers evidence: its share of the users gets the other model, and the log says so.
     hone(stack, "promote", artefact, "--stage", "canary", "--share", "0.5", "--reason", "trial")
     eventually(lambda: live(stack, "challenger") == artefact, what="the challenger goes on from the artefact")
-    eventually(lambda: len(set(decide(api, 40))) == 2, what="both models answer")
+    eventually(lambda: len(set(decide(stack, 40))) == 2, what="both models answer")
     hone(stack, "audit")
 
     hone(stack, "promote", artefact, "--stage", "full", "--force")
     assert live(stack, "films") == artefact
-    eventually(lambda: set(decide(api, 20)) == {"films"}, what="the canary ended")
+    eventually(lambda: set(decide(stack, 20)) == {"films"}, what="the canary ended")
 
     back = hone(stack, "rollback", "films", "--reason", "complaints")
     assert live(stack, "films").startswith("before-")

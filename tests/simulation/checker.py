@@ -212,7 +212,7 @@ def violations(history: History, rules: Rules) -> list[str]:
     journal = dict(_journal(history))
     checkpoint = history.checkpoint
     if not checkpoint:
-        return ["there is no checkpoint in the end"]
+        return [*history.unexpected, "there is no checkpoint in the end"]
     learned_to = {int(p): entry_id for p, entry_id in checkpoint["positions"].items()}
     expected = expect(journal, learned_to, rules)
     found = [f"a process ended by itself: {error}" for error in history.unexpected]

@@ -57,6 +57,10 @@ class LightLearner:
         """Return what is not zero."""
         return self._named(np.flatnonzero(self._weights[:, 0]))
 
+    def norm(self) -> float:
+        """Return the Euclidean norm of the weights."""
+        return float(np.linalg.norm(self._weights[:, 0]))
+
     def occupied_share(self) -> float:
         """Return the share of weights in use."""
         return float(np.count_nonzero(self._weights[:, 0])) / len(self._weights)

@@ -6,8 +6,14 @@ chance with less than 1e-4. The world is described in `collapse_world`.
 
 from __future__ import annotations
 
+import asyncio
+import os
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -51,14 +57,27 @@ async def test_the_same_world_at_a_tenth_of_exploration_raises_nothing(seed: int
     assert verdicts[-1].values["genre_entropy"] > 0.5
 
 
+def _alarms_of(seed: int) -> tuple[set[str], set[str]]:
+    """Return what was raised without exploration and with a tenth, in the same world."""
+
+    async def run() -> tuple[set[str], set[str]]:
+        with TemporaryDirectory() as folder:
+            greedy = await _verdicts(rate=0.0, seed=seed, folder=Path(folder) / "greedy")
+            exploring = await _verdicts(rate=0.1, seed=seed, folder=Path(folder) / "exploring")
+        return _names(greedy), _names(exploring)
+
+    return asyncio.run(run())
+
+
 @pytest.mark.long
-async def test_of_thirty_seeds_nearly_all_collapse_without_exploration_and_none_with_a_tenth(tmp_path: Path) -> None:
-    n_collapsed = 0
-    for seed in range(1, 31):
-        greedy = await _verdicts(rate=0.0, seed=seed, folder=tmp_path / f"greedy-{seed}")
-        exploring = await _verdicts(rate=0.1, seed=seed, folder=tmp_path / f"exploring-{seed}")
-        n_collapsed += _names(greedy) == {"genre_collapse"}
-        assert _names(exploring) == set()
+@pytest.mark.timeout(3_600)
+def test_of_thirty_seeds_nearly_all_collapse_without_exploration_and_none_with_a_tenth() -> None:
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        alarms = list(pool.map(_alarms_of, range(1, 31)))
+    n_collapsed = sum(greedy == {"genre_collapse"} for greedy, _ in alarms)
+    n_blamed = sum(bool(exploring) for _, exploring in alarms)
+    sys.stdout.write(f"the alarm fired in {n_collapsed} of 30 seeds at exploration 0 and in {n_blamed} of 30 at 0.1\n")
+    assert n_blamed == 0
     # Now and then the first clicks fall on three genres, and the loop stays on these.
     assert n_collapsed >= 28
 
@@ -111,6 +130,6 @@ async def test_a_broken_model_is_blamed_and_another_mix_of_countries_is_drift(tm
 
 
 def _counted(verdict: HealthVerdict) -> tuple[dict[str, float], list[tuple[str, float, str]]]:
-    """Return what follows from the journal; a lag is how long a watch has seen somebody behind."""
-    values = {name: value for name, value in verdict.values.items() if "_lag" not in name}
+    """Return what follows from the journal; lags and norms are of when a watch looked."""
+    values = {name: value for name, value in verdict.values.items() if "_lag" not in name and "_norm" not in name}
     return values, [(a.name, a.value, a.reason) for a in verdict.alarms if "_lag" not in a.name]

@@ -194,3 +194,23 @@ def test_long_guaranteed_intervals_cover_in_at_least_95_percent() -> None:
     covered = guaranteed_coverage(2_000)
     print(covered)  # noqa: T201 - the long form is run for its figures
     assert_at_least(covered, 2_000)
+
+
+@pytest.mark.parametrize("counts_slates", [True, False])
+def test_slots_whose_reward_hangs_on_the_whole_slate_are_one_row(counts_slates: bool) -> None:
+    """People like slates of one kind; no kind is better, so that neither bound may exclude 0 more often than stated.
+
+    Slots are drawn evenly from two kinds. Only slates that earned something are simulated: the others have X = 1 and
+    say nothing about 0. False alarm at 1e-4. The negative control takes every slot for a row of its own.
+    """
+    n_logs, n_slates, n_slots, confidence = 400, 300, 16, 0.98
+    rng = np.random.default_rng(9)
+    slates = np.repeat(np.arange(n_slates), n_slots)
+    n_wrong = 0
+    for _ in range(n_logs):
+        kinds = np.repeat(rng.integers(2, size=n_slates), n_slots)
+        sequence = ConfidenceSequence(of_advantage=True, confidence=confidence)
+        units = slates if counts_slates else None
+        bounds = sequence.plus(weights=2.0 * kinds, rewards=np.ones(len(kinds)), units=units).interval()
+        n_wrong += not bounds.lower <= 0.0 <= bounds.upper
+    assert (n_wrong <= binom.isf(1e-4, n_logs, 1.0 - confidence)) == counts_slates

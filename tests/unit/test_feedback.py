@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from service.messages import DecisionSummary, Erasure, Event, Interaction, encod
 from service.metrics import Metrics
 from service.numerics import keyed_digest
 from service.ports import Shipment
-from service.spool import Spool, read_entries
+from service.spool import Spool, SpoolEntry, read_entries
 from service.wire import EventBody, RewardBody
 
 NOW_MS = 1_795_382_944_962
@@ -217,6 +218,50 @@ async def test_what_can_be_written_nowhere_is_not_acknowledged(world: World, mon
     with pytest.raises(OSError, match="No space"):
         await world.feedback.accept([_click()])
     assert await world.recent() == []
+
+
+async def test_events_of_requests_at_one_time_are_made_durable_and_known_together(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def count(port: Any, name: str) -> None:
+        call = getattr(port, name)
+
+        async def counted(*arguments: Any) -> Any:
+            calls.append(name)
+            return await call(*arguments)
+
+        monkeypatch.setattr(port, name, counted)
+
+    count(world.journal, "append")
+    count(world.journal, "claims")
+    count(world.users, "add_interactions")
+    await world.decide("e1", ["m1", "m2", "m3"])
+    answers = await asyncio.gather(*(world.feedback.accept([_click(slot=slot)]) for slot in range(3)))
+    assert [answer.accepted for answer in answers] == [1, 1, 1]
+    assert calls == ["append", "claims", "add_interactions"]
+    assert [event.slot for event in await world.events()] == [0, 1, 2]
+    assert [item_id for item_id, *_ in await world.recent()] == ["m1", "m2", "m3"]
+
+
+async def test_a_request_that_can_be_written_nowhere_does_not_refuse_others_of_the_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.journal.is_away = True
+    append = world.spool.append
+
+    def full(entry: SpoolEntry, *, sync: bool = False) -> None:
+        if b"no-room" in entry.payload:
+            raise OSError("disk full")
+        append(entry, sync=sync)
+
+    monkeypatch.setattr(world.spool, "append", full)
+    requests = ([_click(id="c1")], [_click(id="no-room"), _click(id="c2")], [_click(id="c3")])
+    first, second, third = await asyncio.gather(*map(world.feedback.accept, requests), return_exceptions=True)
+    assert isinstance(second, OSError)
+    assert [answer.accepted for answer in (first, third) if not isinstance(answer, BaseException)] == [1, 1]
+    assert world.metrics.registry.get_sample_value("hone_events_total", {"fate": "accepted"}) == 2
 
 
 async def test_a_failing_user_state_does_not_refuse_the_event(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

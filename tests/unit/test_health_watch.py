@@ -6,14 +6,14 @@ import asyncio
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
 
 from service.errors import StoreUnavailable
-from service.health import HealthWatch
+from service.health import HealthWatch, _entry_decoder
 from service.health_report import fetch_verdict
-from service.messages import Checkpoint, HealthVerdict, Heartbeat, ModelSnapshot, WeightDelta, encode
+from service.messages import Checkpoint, HealthVerdict, Heartbeat, WeightDelta, encode
 from service.processes import _watch
+from tests.make_golden import VALUES
 from tests.statistical.collapse_world import MODEL, World
 
 
@@ -84,24 +84,32 @@ async def test_the_norm_of_the_weights_and_the_version_to_be_served_are_read_off
 ) -> None:
     epoch = await world.models.take_epoch(MODEL)
     delta = WeightDelta(epoch=epoch, base_version=4, version=5, indices=b"", values=b"")
-    stream_id = await world.models.publish_delta(MODEL, epoch, encode(delta))
-    snapshot = ModelSnapshot(
-        epoch=epoch,
-        version=4,
-        stream_id=stream_id,
-        schema_version="",
-        bits=14,
-        arguments=[],
-        indices=np.array([1, 2], dtype="<u4").tobytes(),
-        values=np.array([3.0, 4.0], dtype="<f4").tobytes(),
-    )
-    await world.models.publish_snapshot(MODEL, epoch, encode(snapshot))
+    await world.models.publish_delta(MODEL, epoch, encode(delta))
+    saved = msgspec.msgpack.decode(_checkpoint(world, learned_at_ms=world.now_ms), type=Checkpoint)
+    await world.models.save_checkpoint(MODEL, epoch, encode(msgspec.structs.replace(saved, weight_norm=5.0)))
     await _beat(world, seconds=20)
     assert world.watch._norms == {MODEL: 5.0}
     # A follower needs a moment: what it should serve by now is what had been published one look before.
     assert world.watch.verdict().model_versions == {}
     await _beat(world, seconds=20)
     assert world.watch.verdict().model_versions == {MODEL: 5}
+
+
+async def test_the_watch_reads_no_whole_model(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def too_much(model: str) -> bytes:
+        raise AssertionError(f"the watch read all of {model}")
+
+    epoch = await world.models.take_epoch(MODEL)
+    await world.models.save_checkpoint(MODEL, epoch, _checkpoint(world, learned_at_ms=world.now_ms))
+    monkeypatch.setattr(world.models, "load_checkpoint", too_much)
+    monkeypatch.setattr(world.models, "load_snapshot", too_much)
+    await _beat(world, seconds=20)
+    assert world.watch.verdict().values[f"learner_lag:{MODEL}"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["event", "heartbeat", "config_change", "erasure", "promotion", "decision"])
+def test_every_kind_of_journal_entry_can_be_read(name: str) -> None:
+    _entry_decoder.decode(encode(VALUES[name]))
 
 
 async def test_an_entry_that_cannot_be_read_stops_nothing(world: World) -> None:

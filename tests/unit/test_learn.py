@@ -681,6 +681,53 @@ async def test_what_users_did_is_added_when_the_store_takes_it_again(monkeypatch
     assert {shown.event_id for shown in state.impressions} == {"e0", "e1"}
 
 
+async def test_what_users_did_is_added_once_a_second_and_before_every_checkpoint() -> None:
+    world = World()
+    loop = world.loop(clock=lambda: world.now_ms)
+
+    async def shown() -> set[str]:
+        return {impression.event_id for impression in (await world.users.fetch("u0")).impressions}
+
+    await loop.start()
+    await loop.step()
+    await world.decide("e0")
+    world.now_ms += 999
+    await loop.step()
+    assert await shown() == set()
+    world.now_ms += 1
+    await loop.step()
+    assert await shown() == {"e0"}
+    await world.decide("e1")
+    await loop.step()
+    assert await shown() == {"e0"}
+    await loop.end()
+    assert await shown() == {"e0", "e1"}
+
+
+async def test_a_learner_that_cannot_add_what_users_did_ends_without_a_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    loop = world.loop(clock=lambda: world.now_ms)
+
+    async def away(_impressions: Any) -> None:
+        raise StoreUnavailable("away")
+
+    await loop.start()
+    await loop.step()
+    await world.decide("e0")
+    await loop.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(world.users, "add_impressions", away)
+        await loop.end()
+    assert await world.models.load_checkpoint(MODEL) is None
+    successor = world.loop(clock=lambda: world.now_ms)
+    assert not await successor.is_led()
+    await successor.start()
+    await successor.step()
+    assert {shown.event_id for shown in (await world.users.fetch("u0")).impressions} == {"e0"}
+
+
 async def test_a_standby_sees_whether_a_learner_is_alive() -> None:
     world = World()
     loop, standby = world.loop(lambda: world.now_ms), world.loop(lambda: world.now_ms)

@@ -12,7 +12,7 @@ import pytest
 from bandit.learner import Learner
 from bandit.vw_format import encode as encode_features
 from service.adoption import predecessor_id
-from service.errors import StoreUnavailable
+from service.errors import Fenced, StoreUnavailable
 from service.journal_reader import position_of
 from service.messages import Artefact, Checkpoint, ModelSnapshot, Promotion, encode
 from service.model_registry import ArtefactError, Manifest, build_artefact, misfit, open_artefact
@@ -229,6 +229,80 @@ async def test_a_crash_before_the_predecessor_is_stored_stores_it_later() -> Non
     while await loop.step():
         pass
     assert [name for name in await world.models.artefact_ids(MODEL) if name.startswith("before-")]
+
+
+@pytest.mark.parametrize("batch", [1, 1_000])
+async def test_an_artefact_that_is_promoted_taken_back_and_promoted_again_is_adopted_however_entries_are_read(
+    batch: int,
+) -> None:
+    world, candidate = World(), _trained()
+    world.journal.limit = batch
+    loop = world.loop()
+    await loop.start()
+    await _promote(world, _artefact(candidate))
+    await _promote(world, _artefact(_trained(reward=0.2), artefact="b"), artefact="b")
+    await _promote(world, _artefact(candidate))
+    while await loop.step():
+        pass
+    await loop.save()
+    assert (await world.counters()).get("promotion_refused", 0) == 0
+    assert ((await _checkpoint(world)).artefact, await _saved(world)) == ("a", _weights(candidate))
+
+
+async def test_what_was_replaced_is_stored_only_once_its_successor_is_published() -> None:
+    world = World()
+    loop = world.loop()
+    await loop.start()
+    await _promote(world, _artefact(_trained()))
+    world.models.fail = StoreUnavailable("away")
+    with pytest.raises(StoreUnavailable):
+        await loop.step()
+    assert await world.models.artefact_ids(MODEL) == ["a"]
+    await loop.step()
+    assert len(await world.models.artefact_ids(MODEL)) == 2
+    stored = await world.models.load_snapshot(MODEL)
+    assert stored is not None
+    assert msgspec.msgpack.decode(stored, type=ModelSnapshot).artefact == "a"
+
+
+async def test_evidence_for_a_predecessor_is_later_than_everything_it_has_learned() -> None:
+    world = World()
+    loop = world.loop()
+    await loop.start()
+    await _learn_some(world, "d")
+    entry_id = await _promote(world, _artefact(_trained()))
+    await loop.step()
+    position = position_of(0, entry_id)
+    stored = await world.models.load_artefact(MODEL, predecessor_id(position))
+    assert stored is not None
+    assert open_artefact(stored, hmac_key=None).manifest.to_ms == position[0] + 1
+
+
+async def test_a_takeover_at_a_promotion_leaves_the_model_and_the_predecessor_of_no_takeover() -> None:
+    """The old learner applies the entry and is fenced when it publishes: the new one applies it for good."""
+    states = []
+    for is_taken_over in (False, True):
+        world = World()
+        loop = world.loop()
+        await loop.start()
+        await _learn_some(world, "a")
+        entry_id = await _promote(world, _artefact(_trained()))
+        await _learn_some(world, "b")
+        if is_taken_over:
+            newer = world.loop()
+            await newer.start()
+            with pytest.raises(Fenced):
+                await loop.step()
+            assert await world.models.artefact_ids(MODEL) == ["a"]
+            loop = newer
+        while await loop.step():
+            pass
+        await loop.save()
+        kept = await world.models.load_artefact(MODEL, predecessor_id(position_of(0, entry_id)))
+        assert kept is not None
+        opened = open_artefact(kept, hmac_key=None)
+        states.append((await world.state(), _weights(Learner(SPEC, opened.workspace)), opened.manifest.n_rows))
+    assert states[0] == states[1]
 
 
 @pytest.mark.parametrize("wrong", ["checksum", "missing", "damaged", "schema"])

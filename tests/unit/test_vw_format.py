@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -160,6 +161,30 @@ def test_an_export_with_the_same_names_trains_to_the_same_weights() -> None:
         theirs.learn_one([parser.parse_line(line) for line in lines])
     assert np.count_nonzero(ours.weights()[:, 0, 0]) > 10
     assert (ours.weights()[:, 0, :3] == theirs.weights()[:, 0, :3]).all()
+
+
+def test_features_that_an_example_holds_already_are_learned_like_features_written_anew() -> None:
+    rng = np.random.default_rng(5)
+    shared = [
+        {"context": encode("context", {f"c{n % 2}": 1.0}), "user": encode("user", {f"u{n}": 0.5 + n, "any": 1.0})}
+        for n in range(3)
+    ]
+    actions = [{"item": encode("item", {f"i{n}": 1.0, "all": 0.25})} for n in range(3)]
+    actions += [{**action, "dynamic": encode("dynamic", {"seen": 2.0})} for action in actions]
+    arguments = vw_arguments((("user", "item"), ("context", "dynamic")), learning_rate=0.5, bits=18)
+    kept, anew = (Workspace(arguments), ExamplePool()), (Workspace(arguments), ExamplePool())
+    for who, what, reward in zip(rng.integers(3, size=200), rng.integers(6, size=200), rng.random(200), strict=True):
+        label = CBLabel(label=(-float(reward), 0.5))
+        costs = [
+            predict_then_learn_cost(workspace, [pool.fill_shared(of), pool.fill_action(0, action, label=label)])
+            for (workspace, pool), of, action in (
+                (kept, shared[who], actions[what]),
+                (anew, copy.deepcopy(shared[who]), copy.deepcopy(actions[what])),
+            )
+        ]
+        assert costs[0] == costs[1]
+    assert np.count_nonzero(kept[0].weights()[:, 0, 0]) > 10
+    assert (kept[0].weights()[:, 0, :3] == anew[0].weights()[:, 0, :3]).all()
 
 
 def test_costs_are_those_that_vw_predicts_through_its_front_door() -> None:
