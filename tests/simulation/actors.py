@@ -201,8 +201,10 @@ class ApiWorker(_Actor):
 
     async def _close(self) -> None:
         await asyncio.sleep(0.3)
-        await self.spool.close()
-        self.process.on_death.clear()
+        # A file that cannot be removed stays for the next start.
+        with suppress(OSError):
+            await self.spool.close()
+            self.process.on_death.clear()
         self.process.kill()
 
 
