@@ -156,11 +156,12 @@ class ApiWorker(_Actor):
         self.is_ready = True
 
     def _close_file(self) -> None:
-        """Do as the kernel does at the end of a process: its lock goes."""
+        """Do as the kernel does at the end of a process: its locks go."""
         self.is_ready = False
-        if self.spool._file >= 0:
+        spoilt = [file for file, _ in self.spool._spoilt]
+        for file in (self.spool._file, *spoilt):
             with suppress(OSError):
-                os.close(self.spool._file)
+                os.close(file)
 
     async def decide(self, request: RecommendRequest, event_id: str, item_ids: list[str]) -> RecommendResponse:
         """Answer a request whose slate is drawn."""
@@ -200,8 +201,10 @@ class ApiWorker(_Actor):
 
     async def _close(self) -> None:
         await asyncio.sleep(0.3)
-        await self.spool.close()
-        self.process.on_death.clear()
+        # A file that cannot be removed stays for the next start.
+        with suppress(OSError):
+            await self.spool.close()
+            self.process.on_death.clear()
         self.process.kill()
 
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 END_S = 4.0
+# Ids of streams never go back: behind such a clock journal time rests until it has come up again.
+STORE_STEP_MS = 900
 _KINDS = ("kill", "kill", "effect", "effect", "effect", "point", "point", "point", "full", "power", "away", "flaky")
 _MORE_KINDS = ("pause", "clock", "store clock", "long leave", "dark", "dark", "end", "end")
 _OWN_POINTS = {
@@ -50,8 +52,6 @@ class Chaos:
     def heal(self) -> None:
         """End every trouble; what is to die at an effect or a failpoint does not die any more."""
         self._world.store.is_away, self._world.store.flakiness = False, 0.0
-        # Ids of streams never go back: behind such a clock, journal time rests until it has come up again.
-        self._world.store_skew_ms = max(self._world.store_skew_ms, 0)
         for task in self._restarts.values():
             task.cancel()
         for actor in self._world.actors:
@@ -88,7 +88,7 @@ class Chaos:
         elif kind == "clock":
             process.skew_ms += rng.choice([-60_000, -3_000, -400, -30, 30, 400, 3_000, 60_000])
         elif kind == "store clock":
-            world.store_skew_ms += rng.choice([-60_000, -900, -20, 20, 200])
+            world.store_skew_ms = rng.choice([-STORE_STEP_MS, -20, 0, 20, 200])
         elif kind == "end":
             if process.is_alive:
                 self._tasks.append(asyncio.get_running_loop().create_task(actor.stop()))
@@ -98,7 +98,7 @@ class Chaos:
             self._tasks.append(asyncio.get_running_loop().create_task(self._end_workers()))
         else:
             # So long that claims are over when its spool is found.
-            self.leave_s = 3.0
+            self.leave_s = 3.8
             process = world.workers[0].process
             if rng.random() < 0.5:
                 process.dies_at = rng.choice(["spool.shipped", "spool.claimed", "spool.empty"])

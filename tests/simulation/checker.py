@@ -42,7 +42,7 @@ class Rules:
     """What the checker is told of the configuration.
 
     Attributes:
-        claim_ms: How long an event id answers with its first response.
+        claim_ms: How long an event id answers with its first response, at the least.
         train: Learns (decision, slot, reward) in order; returns weights [n, 3].
     """
 
@@ -310,9 +310,8 @@ def _learned(history: History, expected: Expected, rules: Rules) -> Iterator[str
 def _published(history: History) -> Iterator[str]:
     """A worker that loads the last snapshot and applies the deltas after it has the learner's weights."""
     snapshot: Entry = {}
-    deltas: list[tuple[str, Entry]] = []
     newest = 0
-    for name, entry_id, payload in history.published:
+    for name, payload in history.published:
         if name == "save_checkpoint":
             continue
         message = msgspec.msgpack.decode(payload)
@@ -320,9 +319,9 @@ def _published(history: History) -> Iterator[str]:
             snapshot = message
         elif message["version"] <= newest:
             yield f"version {message['version']} was published after version {newest}"
-        else:
-            deltas.append((entry_id, message))
         newest = max(newest, message["version"])
+    streams = [entries for name, entries in history.streams.items() if name.startswith("hone:weights:")]
+    deltas = [(at, msgspec.msgpack.decode(payload)) for entries in streams for at, payload in entries]
     weights = np.zeros(len(history.weights), dtype=np.float32)
     after = [d for at, d in deltas if _order(at) > _order(snapshot["stream_id"])]
     version = snapshot["version"]

@@ -18,7 +18,7 @@ class History:
         acknowledged: The bodies of events that were acknowledged.
         power_lost_s: When the machine of the API workers lost power.
         fenced: Epochs that were taken and writes that were done under one, in the order of the store.
-        published: Names, ids and payloads of what a learner wrote.
+        published: Names and payloads of what a learner wrote, in the order of the store.
         trims: (partition, before, checkpoints of that moment).
         archived: Rows by kind: partition and columns.
         archive_positions: Last archived journal id, by partition.
@@ -34,7 +34,7 @@ class History:
     acknowledged: list[dict[str, Any]] = field(default_factory=list)
     power_lost_s: list[float] = field(default_factory=list)
     fenced: list[tuple[str, str, str, int]] = field(default_factory=list)
-    published: list[tuple[str, str, bytes]] = field(default_factory=list)
+    published: list[tuple[str, bytes]] = field(default_factory=list)
     trims: list[tuple[int, str, dict[str, bytes]]] = field(default_factory=list)
     archived: dict[str, list[tuple[int, dict[str, Any]]]] = field(default_factory=dict)
     archive_positions: dict[int, str] = field(default_factory=dict)

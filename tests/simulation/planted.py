@@ -263,33 +263,33 @@ class Planted:
     """
 
     plant: Plant
-    first: int = 1
+    first: int
     n_seeds: int = 250
 
 
 PLANTED = {
-    "no fsync": Planted(_no_fsync),
-    "no fsync of the name": Planted(_no_name_sync),
-    "acknowledge before append": Planted(_acknowledge_before_append),
-    "retry without id": Planted(_retry_without_id),
-    "numbers ignored": Planted(_numbers_ignored),
-    "adopted in memory": Planted(_adopted_in_memory),
-    "emptied before shipped": Planted(_emptied_before_shipped),
-    "torn entries trusted": Planted(_torn_entries_trusted),
-    "claim ignored": Planted(_claim_ignored),
-    "no fence": Planted(_no_fence),
-    "trimmed at the archive": Planted(_trim_at_the_archive),
-    "checkpoint before applying": Planted(_checkpoint_before_applying),
-    "open joins forgotten": Planted(_open_joins_forgotten),
-    "duplicates forgotten": Planted(_duplicates_forgotten),
-    "waiting events kept": Planted(_waiting_kept_wrongly),
-    "windows on the wall clock": Planted(_windows_on_the_wall_clock),
-    "late rewards learned": Planted(_late_rewards_learned),
-    "forgotten before published": Planted(_published_before_it_was),
-    "no watermark": Planted(_no_watermark, 400),
-    "position before rows": Planted(_position_before_rows),
-    "folders not synced": Planted(_folders_not_synced),
-    "leftovers kept": Planted(_leftovers_kept),
-    "archived joins forgotten": Planted(_archived_joins_forgotten),
-    "later decisions attract": Planted(_later_decisions_attract),
+    "no fsync": Planted(_no_fsync, 9),
+    "no fsync of the name": Planted(_no_name_sync, 60),
+    "acknowledge before append": Planted(_acknowledge_before_append, 27),
+    "retry without id": Planted(_retry_without_id, 43),
+    "numbers ignored": Planted(_numbers_ignored, 6),
+    "adopted in memory": Planted(_adopted_in_memory, 13),
+    "emptied before shipped": Planted(_emptied_before_shipped, 5),
+    "torn entries trusted": Planted(_torn_entries_trusted, 54),
+    "claim ignored": Planted(_claim_ignored, 1),
+    "no fence": Planted(_no_fence, 4),
+    "trimmed at the archive": Planted(_trim_at_the_archive, 1),
+    "checkpoint before applying": Planted(_checkpoint_before_applying, 5),
+    "open joins forgotten": Planted(_open_joins_forgotten, 3),
+    "duplicates forgotten": Planted(_duplicates_forgotten, 85),
+    "waiting events kept": Planted(_waiting_kept_wrongly, 34),
+    "windows on the wall clock": Planted(_windows_on_the_wall_clock, 6),
+    "late rewards learned": Planted(_late_rewards_learned, 1),
+    "forgotten before published": Planted(_published_before_it_was, 64),
+    "no watermark": Planted(_no_watermark, 53),
+    "position before rows": Planted(_position_before_rows, 10),
+    "folders not synced": Planted(_folders_not_synced, 10),
+    "leftovers kept": Planted(_leftovers_kept, 11),
+    "archived joins forgotten": Planted(_archived_joins_forgotten, 3),
+    "later decisions attract": Planted(_later_decisions_attract, 37),
 }

@@ -84,7 +84,7 @@ def _run_many(seeds: range, console: Console, *, n_processes: int) -> bool:
         for chunk, (of_chunk, reached) in zip(chunks, pool.map(_check_all, chunks), strict=True):
             for seed, found in of_chunk:
                 # Printed at once: whoever stops the run has them.
-                console.print(f"[red]seed {seed}[/]", *found[:3], sep="\n    ", soft_wrap=True)
+                console.print(f"seed {seed}", *found[:3], sep="\n    ", soft_wrap=True, markup=False)
             failed += of_chunk
             died_at |= reached
             progress.advance(bar, len(chunk))

@@ -22,6 +22,7 @@ _WRITES = frozenset(
 )
 # These ask nobody.
 _PLAIN = frozenset({"partition_of", "n_partitions", "weights_stream"})
+_APPENDS = frozenset({"publish", "publish_delta"})
 _FENCED = frozenset("publish hold_lease release_lease save_checkpoint publish_delta publish_snapshot".split())
 
 
@@ -72,21 +73,30 @@ class SimulatedStore:
             some = arguments[-1][: self.rng.randrange(len(arguments[-1]) + 1)]
             await getattr(adapter, name)(*arguments[:-1], some)
             raise StoreUnavailable("broke in the middle")
+        # An append happens at once and then wakes readers; everything else waits first.
+        n_before = len(self.history.fenced), len(self.history.published)
+        if name in _APPENDS:
+            self._record(name, arguments)
         try:
             answer = await getattr(adapter, name)(*arguments, **keywords)
         except Fenced:
             self.history.n_fenced += 1
+            if name in _APPENDS:
+                del self.history.fenced[n_before[0] :], self.history.published[n_before[1] :]
             raise
         if name == "take_epoch":
             self.history.fenced.append(("epoch", name, arguments[0], answer))
-        elif name in _FENCED:
-            self.history.fenced.append(("write", name, arguments[0], arguments[1]))
-        if name in ("publish_delta", "publish_snapshot", "save_checkpoint"):
-            self.history.published.append((name, answer or "", arguments[2]))
+        elif name in _FENCED - _APPENDS:
+            self._record(name, arguments)
         if name == "trim":
             stored = self.adapters["models"]._checkpoints
             self.history.trims.append((arguments[0], arguments[1], dict(stored)))
         return answer
+
+    def _record(self, name: str, arguments: tuple[Any, ...]) -> None:
+        self.history.fenced.append(("write", name, arguments[0], arguments[1]))
+        if name in ("publish_delta", "publish_snapshot", "save_checkpoint"):
+            self.history.published.append((name, arguments[2]))
 
     def _fail_before(self) -> None:
         if self.is_away or self.rng.random() < self.flakiness:

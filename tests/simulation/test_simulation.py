@@ -12,12 +12,13 @@ from tests.simulation.planted import PLANTED
 from tests.simulation.runner import REACHABLE, check, first_caught
 from tests.simulation.world import simulate
 
-N_SCHEDULES = 120
+N_SCHEDULES = 100
 
 
-def test_nothing_is_lost_doubled_or_mislearned_in_any_schedule() -> None:
+@pytest.mark.parametrize("first", [1, 101, 201])
+def test_nothing_is_lost_doubled_or_mislearned_in_any_schedule(first: int) -> None:
     died_at, n_fenced, n_taken_over = set(), 0, 0
-    for seed in range(1, N_SCHEDULES + 1):
+    for seed in range(first, first + N_SCHEDULES):
         world, found = check(seed)
         assert found == [], f"python -m tests.simulation.runner --seed {seed}"
         died_at |= world.died_at
@@ -25,7 +26,7 @@ def test_nothing_is_lost_doubled_or_mislearned_in_any_schedule() -> None:
         n_taken_over += sum(what == "epoch" for what, *_ in world.history.fenced) > 2
     # The schedules are no walk in the park.
     assert died_at <= REACHABLE
-    assert len(died_at) >= 10
+    assert len(died_at) >= 8
     assert n_fenced >= 3
     assert n_taken_over >= 20
 

@@ -21,7 +21,7 @@ import structlog
 from service import failpoints
 from service.messages import Heartbeat, encode
 from tests.simulation.actors import CONFIG, MODEL, ApiWorker, ArchiverProcess, LearnerProcess, _Actor
-from tests.simulation.chaos import END_S, Chaos
+from tests.simulation.chaos import END_S, STORE_STEP_MS, Chaos
 from tests.simulation.checker import Rules, Surface
 from tests.simulation.clients import Callers
 from tests.simulation.disk import Disk, simulated_calls
@@ -32,8 +32,8 @@ from tests.simulation.process import Process, current
 from tests.simulation.store import SimulatedStore
 
 # In the middle of an hour, so that no file of it is merged.
-START_MS = 1_795_381_200_000
-CLAIM_MS = 2_500
+START_MS = 1_795_383_000_000
+CLAIM_MS = 3_200
 _QUIET_S = max(s.reward.window_s for s in CONFIG.surfaces.values()) + 0.5
 # Every so many schedules learn with Vowpal Wabbit itself, whose workspaces are slow to make.
 _REAL_MODEL_EVERY = 10
@@ -220,7 +220,11 @@ def rules(world: World) -> Rules:
         )
         for name, surface in CONFIG.surfaces.items()
     }
-    return Rules(surfaces=surfaces, claim_ms=CLAIM_MS, train=lambda learned: _train(learned, is_light=world.is_light))
+    return Rules(
+        surfaces=surfaces,
+        claim_ms=CLAIM_MS - STORE_STEP_MS - 300,
+        train=lambda learned: _train(learned, is_light=world.is_light),
+    )
 
 
 def _train(learned: list[tuple[dict[str, Any], int, float]], *, is_light: bool) -> np.ndarray:
