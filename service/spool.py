@@ -252,7 +252,7 @@ class Spool:
             for entry in entries:
                 self._write(entry, sync=False)
             reach("spool.adopt_sync")
-            self._sync()
+            os.fsync(self._file)
             for entry in entries:
                 self._push(_Waiting(entry, None))
             reach("spool.adopt_remove")

@@ -12,107 +12,85 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from errno import EIO, ENOSPC
 from pathlib import Path
 
 import pytest
 
-from service.adapters.embedded_store import EmbeddedStore
 from tests.faults.load import Steady
 from tests.faults.site import Site, open_site
 from tests.faults.test_store_faults import assert_sound
-from tests.stack import eventually, short_folder
+from tests.stack import short_folder
 
 pytestmark = pytest.mark.long
 
-needs_fiu = pytest.mark.skipif(
-    shutil.which("fiu-run") is None or shutil.which("fiu-ctrl") is None,
-    reason="needs fiu-run and fiu-ctrl (Debian: apt-get install fiu-utils)",
+needs_strace = pytest.mark.skipif(
+    shutil.which("strace") is None or os.geteuid() != 0,
+    reason="needs strace (Debian: apt-get install strace), and the right to trace another process",
 )
 # The calls with which files are made durable, and the errors that a disk has for them.
-CALLS = [
-    ("posix/io/sync/fsync", EIO),
-    ("posix/io/sync/fsync", ENOSPC),
-    ("posix/io/dir/rename", EIO),
-    ("posix/io/dir/rename", ENOSPC),
-    ("posix/io/rw/write", ENOSPC),
-    ("posix/io/rw/write", EIO),
-    ("posix/io/dir/unlink", EIO),
-]
+SYNC, RENAME, WRITE, REMOVE = "fsync,fdatasync", "?rename,?renameat,?renameat2", "write,pwrite64", "?unlink,?unlinkat"
+CALLS = [(SYNC, "EIO"), (SYNC, "ENOSPC"), (RENAME, "EIO"), (RENAME, "ENOSPC"), (WRITE, "ENOSPC"), (REMOVE, "EIO")]
 
 
-def fail_once(prefix: Path, pid: int, call: str, number: int) -> None:
-    command = f"enable name={call},onetime,failinfo={number}"
-    subprocess.run(["fiu-ctrl", "-f", str(prefix), "-c", command, str(pid)], check=True, timeout=30)
+@contextmanager
+def failing(pid: int, calls: str, error: str) -> Iterator[None]:
+    """Have the next of some system calls in each thread of a process fail, while the context lasts."""
+    command = ["strace", "-f", "-p", str(pid), "-e", f"trace={calls}", "-e", f"inject={calls}:error={error}:when=1"]
+    tracer = subprocess.Popen([*command, "-o", "/dev/null"], stderr=subprocess.PIPE)
+    try:
+        assert tracer.stderr is not None
+        assert b"attached" in tracer.stderr.readline()
+        yield
+    finally:
+        tracer.terminate()
+        tracer.communicate(timeout=30)
 
 
-@needs_fiu
-@pytest.mark.parametrize(("call", "number"), CALLS)
-def test_an_archiver_whose_call_fails_once_archives_everything_once(site: Site, call: str, number: int) -> None:
+@needs_strace
+@pytest.mark.parametrize(("calls", "error"), CALLS)
+def test_an_archiver_whose_call_fails_archives_everything_once(site: Site, calls: str, error: str) -> None:
     site.heal()
-    site.kill("archiver")
-    prefix = site.folder / "fiu"
-    site.start("archiver", under=("fiu-run", "-x", "-f", str(prefix)))
-    pid = site.running["archiver"].pid
-    eventually(lambda: Path(f"{prefix}-{pid}.in").exists(), what="the library is loaded")
-    site.drive(5)
-    site.verdict.wait_settled()
-    for _ in range(3):
-        fail_once(prefix, pid or 0, call, number)
-        site.drive(5)
-        time.sleep(0.5)
-    if site.is_alive("archiver"):
-        site.load.settle()
-        site.verdict.assert_sound(site.load)
-        site.running["archiver"].terminate()
-        site.wait_ended("archiver")
+    with failing(site.running["archiver"].pid or 0, calls, error):
+        for _ in range(4):
+            site.drive(5)
+            time.sleep(0.4)
+    if calls in (SYNC, RENAME):
+        assert site.is_alive("archiver"), "it waits, and tries again"
+        assert "process.retry" in site.log_of("archiver")
     assert_sound(site)
 
 
-@needs_fiu
-@pytest.mark.parametrize(("call", "number"), CALLS[:2])
-def test_an_api_worker_whose_sync_fails_once_acknowledges_nothing_then(site: Site, call: str, number: int) -> None:
+@needs_strace
+@pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
+def test_an_api_worker_whose_sync_fails_acknowledges_nothing_then(site: Site, error: str) -> None:
     site.heal()
-    site.kill("api")
-    prefix = site.folder / "fiu"
-    site.start("api", under=("fiu-run", "-x", "-f", str(prefix)))
-    site.wait_ready("api")
     event = {"type": "click", "user_id": "nobody", "item_id": "i1"}
     with site.full_store():
-        assert site.load.report([{**event, "id": f"before-{call}-{number}"}])
-        fail_once(prefix, site.running["api"].pid or 0, call, number)
-        assert not site.load.report([{**event, "id": f"refused-{call}-{number}"}]), "acknowledged, and not on disk"
-        assert site.load.report([{**event, "id": f"after-{call}-{number}"}])
+        assert site.load.report([{**event, "id": f"before-{error}"}])
+        with failing(site.running["api"].pid or 0, SYNC, error):
+            assert not site.load.report([{**event, "id": f"refused-{error}"}]), "acknowledged, and not on disk"
+            assert site.load.report([{**event, "id": f"after-{error}"}])
         site.kill("api")
     assert_sound(site)
 
 
-class FailingStore(EmbeddedStore):
-    """The embedded store with a library before it that can make its calls fail."""
-
-    def _command(self) -> list[str]:
-        return ["fiu-run", "-x", "-f", str(self._folder / "fiu"), *super()._command()]
-
-
-@needs_fiu
-@pytest.mark.parametrize("number", [EIO, ENOSPC])
-def test_a_store_whose_sync_fails_acknowledges_nothing_then(number: int) -> None:
-    with open_site(new_store=FailingStore) as site:
-        for call in ("posix/io/sync/fdatasync", "posix/io/sync/fsync", "posix/io/rw/write"):
-            steady = Steady(site.load)
-            time.sleep(0.5)
-            process = site.store.process
-            assert process is not None
-            fail_once(site.folder / "store" / "fiu", process.pid, call, number)
-            # A server that cannot sync must end, before it answers: it does not know what it has.
-            deadline_s = time.monotonic() + 3.0
-            while process.poll() is None and time.monotonic() < deadline_s:
-                time.sleep(0.05)
-            if process.poll() is not None:
-                site.store.start()
-            steady.stop()
-        site.restart_store()
-        assert_sound(site)
+@needs_strace
+@pytest.mark.parametrize(("calls", "error"), [(SYNC, "EIO"), (SYNC, "ENOSPC"), (WRITE, "ENOSPC")])
+def test_a_store_whose_call_fails_acknowledges_nothing_then(site: Site, calls: str, error: str) -> None:
+    site.heal()
+    process = site.store.process
+    assert process is not None
+    steady = Steady(site.load)
+    with failing(process.pid, calls, error):
+        # A server that cannot sync must end before it answers: it does not know what it has.
+        deadline_s = time.monotonic() + 3.0
+        while process.poll() is None and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+    if process.poll() is not None:
+        site.store.start()
+    steady.stop()
+    assert (process.returncode is not None) == (calls == SYNC)
+    assert_sound(site)
 
 
 @contextmanager
