@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -38,7 +37,7 @@ SETTINGS = {
     "HONE_STORE__TIMEOUT_S": "0.5",
     **{
         f"HONE_SURFACES__{surface}__REWARD__{key}": value
-        for surface in ("HOME", "SIMILAR", "BECAUSE_YOU_WATCHED")
+        for surface in ("HOME", "SIMILAR", "BECAUSE_YOU_WATCHED", "PLAYLIST")
         for key, value in (("NEGATIVE_WINDOW_S", "1.5"), ("WINDOW_S", "4"))
     },
 }
@@ -183,15 +182,6 @@ class Site:
         assert process.exitcode is not None, f"{name} did not end; it logged:\n{self.log_of(name)[-2000:]}"
         del self.running[name]
         return process.exitcode
-
-    def drive_until_ended(self, name: str, *, timeout_s: float = 45.0) -> int:
-        """Keep calling until a process has ended and return its exit code."""
-        deadline_s = time.monotonic() + timeout_s
-        while self.is_alive(name):
-            assert time.monotonic() < deadline_s, f"{name} lives on; it logged:\n{self.log_of(name)[-3000:]}"
-            self.load.step()
-            time.sleep(0.01)
-        return self.wait_ended(name)
 
     def drive(self, n_steps: int) -> None:
         for _ in range(n_steps):

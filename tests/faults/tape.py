@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -110,13 +110,13 @@ class Tape:
 class Undisturbed:
     """A learner on the tape that nothing ever happens to, and the joins of an archiver of the same luck."""
 
-    def __init__(self, config: Config, tape: Tape, *, loop: Callable[..., LearnerLoop] = LearnerLoop) -> None:
+    def __init__(self, config: Config, tape: Tape) -> None:
         self._tape = tape
         self._config = config
         self._journal = TapeJournal(tape.entries)
         memory = MemoryStore(wall_clock_ms)
         self._models = MemoryModelStore(memory)
-        self.loop = loop(
+        self.loop = LearnerLoop(
             config=config,
             model=MODEL,
             journal=self._journal,

@@ -16,6 +16,7 @@ from service.adapters.archive_files import files_of, reading
 from service.adapters.parquet_archive import archived_position
 from service.bootstrap import load_salt
 from service.config import Config
+from service.errors import StoreUnavailable
 from service.journal_reader import START, entry_order
 from service.messages import Checkpoint, Decision, Event
 from service.numerics import keyed_digest
@@ -115,7 +116,11 @@ class Verdict:
         newest = max(
             (entry_order(i) for i, e in self._tape.decoded() if isinstance(e, Decision | Event)), default=(0, 0)
         )
-        checkpoint = asyncio.run(load_checkpoint(self._url))
+        try:
+            checkpoint = asyncio.run(load_checkpoint(self._url))
+        except StoreUnavailable:
+            # It reads its files; until then events are acknowledged from the spool.
+            return False
         learned = START if checkpoint is None else checkpoint.positions.get("0", START)
         return entry_order(learned) >= newest and entry_order(self.archived()) >= newest
 
