@@ -216,7 +216,11 @@ class World:
         for loop in loops:
             while await loop.step():
                 pass
+            # A journal that was idle for a second gets a heartbeat, which closes the windows.
+            self.now_ms += 1_000
             await loop.step()
+            while await loop.step():
+                pass
 
 
 def _drawn(decision: Decision) -> list[int]:
