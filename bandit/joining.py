@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Generic, TypeVar
@@ -66,7 +67,7 @@ class _Tracked(msgspec.Struct, Generic[Payload], kw_only=True, gc=False):
     learnable: Sequence[bool]
     learned: list[bool]
     decided_at_ms: int
-    # Of the decision or of an event that waited for it.
+    # Of the decision, of an event that waited for it, or of a decision before it that events may go to instead.
     first_position: Position
     rewards: dict[int, list[float]] = {}
     seen: set[tuple[int, str, str]] = set()
@@ -86,7 +87,8 @@ class Joiner(Generic[Payload]):
         self.counters: Counter[str] = Counter()
         self._pending_ms = pending_ms
         self._tracked: dict[str, _Tracked[Payload]] = {}
-        self._by_user_item: dict[tuple[str, str], list[str]] = {}
+        # (decided ms, position, event id) of decisions that showed an item to a user, in this order.
+        self._by_user_item: dict[tuple[str, str], list[tuple[int, Position, str]]] = {}
         self._pending: dict[str, list[tuple[Position, JoinEvent]]] = {}
         # (due ms, position, kind, event id); kinds: negative window, attribution window, pending events.
         self._timers: list[tuple[int, Position, str, str]] = []
@@ -132,13 +134,16 @@ class Joiner(Generic[Payload]):
             learnable=learnable,
             learned=[not wanted for wanted in learnable],
             decided_at_ms=decided_at_ms,
-            first_position=min((at for at, _ in waiting), default=position),
+            first_position=min(
+                (position, *(at for at, _ in waiting), *self._preferred(user_key, item_ids, decided_at_ms))
+            ),
         )
         self._tracked[event_id] = tracked
         self.counters["decision"] += 1
         if user_key:
+            shown = (decided_at_ms, position, event_id)
             for item_id in item_ids:
-                self._by_user_item.setdefault((user_key, item_id), []).append(event_id)
+                insort(self._by_user_item.setdefault((user_key, item_id), []), shown)
         now_ms = position[0]
         heapq.heappush(self._timers, (now_ms + int(policy.negative_window_s * 1000), position, "negative", event_id))
         # One millisecond later than the negative window at the least, so that the decision is still tracked then.
@@ -201,14 +206,23 @@ class Joiner(Generic[Payload]):
         """Return how many decisions are tracked."""
         return len(self._tracked)
 
+    def _preferred(self, user_key: str, item_ids: Sequence[str], decided_at_ms: int) -> list[Position]:
+        """Return the positions of tracked decisions made later that showed the same items to the same user.
+
+        `_last_shown` prefers them, although they came into the journal first. A decision is reread together with them:
+        events that went to them would otherwise go to it.
+        """
+        shown = (self._by_user_item.get((user_key, item_id), []) for item_id in item_ids)
+        return [position for one in shown for _, position, _ in one[_n_until(decided_at_ms, one) :]]
+
     def _last_shown(self, event: JoinEvent) -> str | None:
         """Return the last decision that showed the event's item to its user before the event, None without one.
 
         Entries that waited in a spool may come into the journal later than what was decided after them.
         """
-        shown = (self._tracked[i] for i in self._by_user_item.get((event.user_key, event.item_id or ""), ()))
-        before = [tracked for tracked in shown if tracked.decided_at_ms <= event.accepted_at_ms]
-        return max(before, key=lambda tracked: (tracked.decided_at_ms, tracked.position)).event_id if before else None
+        shown = self._by_user_item.get((event.user_key, event.item_id or ""), [])
+        n_before = _n_until(event.accepted_at_ms, shown)
+        return shown[n_before - 1][2] if n_before else None
 
     def _apply(self, tracked: _Tracked[Payload], event: JoinEvent, now_ms: int) -> list[Joined[Payload]]:
         reward = tracked.policy.reward(event.event_type, event.value)
@@ -276,9 +290,14 @@ class Joiner(Generic[Payload]):
     def _forget(self, tracked: _Tracked[Payload]) -> None:
         for item_id in tracked.item_ids if tracked.user_key else ():
             key = (tracked.user_key, item_id)
-            self._by_user_item[key].remove(tracked.event_id)
+            self._by_user_item[key].remove((tracked.decided_at_ms, tracked.position, tracked.event_id))
             if not self._by_user_item[key]:
                 del self._by_user_item[key]
+
+
+def _n_until(at_ms: int, shown: Sequence[tuple[int, Position, str]]) -> int:
+    """Return how many of the decisions, in the order they were made, were made until `at_ms`."""
+    return bisect_right(shown, at_ms, key=lambda decision: decision[0])
 
 
 def slot_of(item_ids: Sequence[str], event: JoinEvent) -> int | None:

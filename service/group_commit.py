@@ -34,6 +34,7 @@ class GroupCommit(Generic[T]):
         await done
 
     async def _run(self) -> None:
+        group: list[tuple[T, asyncio.Future[None]]] = []
         try:
             while self._waiting:
                 group, self._waiting = self._waiting, []
@@ -46,14 +47,13 @@ class GroupCommit(Generic[T]):
                         done.set_exception(error)
         finally:
             self._task = None
+            # Cancelled, or the process ends: nobody may wait for ever, of this group or of the next.
+            for _, done in (*group, *self._waiting):
+                done.cancel()
+            self._waiting = []
 
     async def _outcomes(self, group: Sequence[tuple[T, asyncio.Future[None]]]) -> Sequence[Exception | None]:
         try:
             return await self._commit([part for part, _ in group])
         except Exception as error:
             return [error] * len(group)
-        except BaseException:
-            # Cancelled, or the process ends: nobody may wait for ever.
-            for _, done in group:
-                done.cancel()
-            raise

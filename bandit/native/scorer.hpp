@@ -8,7 +8,7 @@ namespace hone {
 // Add what one namespace of n actions, uint32 and float32 [n, f], brings to their costs, float64 [n]: every feature's
 // own weight, and its weight with each of m shared features, uint32 [m] (already multiplied for hashing) and float32 [m].
 // uint32 arithmetic wraps; the mask keeps only low bits, so VW's 64-bit hash agrees.
-inline void add_costs(py::array_t<double> costs, const Array<float>& weights, const Array<std::uint32_t>& indices,
+inline void add_costs(Array<double> costs, const Array<float>& weights, const Array<std::uint32_t>& indices,
                       const Array<float>& values, const Array<std::uint32_t>& halves,
                       const Array<float>& shared_values) {
     if (indices.ndim() != 2 || values.ndim() != 2 || costs.ndim() != 1 || indices.shape(0) != costs.shape(0) ||

@@ -30,7 +30,13 @@ inline std::pair<py::array_t<std::int64_t>, py::array_t<std::int64_t>> rank_best
     if (n_ranked == 0) throw std::invalid_argument("a slot must be allowed to hold something");
     ranked.resize(n_ranked);
     double best = ranked.front().score;
-    for (const Ranked& one : ranked) best = one.score > best ? one.score : best;
+    bool is_ordered = true;
+    for (const Ranked& one : ranked) {
+        best = one.score > best ? one.score : best;
+        is_ordered = is_ordered && !std::isnan(one.score);
+    }
+    // Sorting them would read past the end.
+    if (!is_ordered) throw std::invalid_argument("scores must be numbers, got NaN");
     std::vector<std::int64_t> greedy;
     for (const Ranked& one : ranked)
         if (one.score == best) greedy.push_back(one.action);

@@ -62,7 +62,6 @@ return answers
 """
 # A spool may be found on a disk long after its worker died.
 _ARRIVED_MS = 366 * 86_400_000
-# KEYS: epoch, target. ARGV: epoch, value.
 # KEYS: epoch, checkpoint, progress. ARGV: epoch, their values.
 _FENCED_CHECKPOINT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end

@@ -158,6 +158,16 @@ def test_a_view_of_many_actions_is_as_sorting_them_all_says(n: int, n_values: in
     assert view.greedy.tolist() == [a for a in ranked if scores[a] == scores[ranked[0]]]
 
 
+@pytest.mark.parametrize("at", [0, 3, 5])
+def test_a_score_that_is_no_number_is_refused_where_it_may_be_shown(at: int) -> None:
+    scores = [0.5, 0.25, 3.0, 1.0, -1.5, 0.0]
+    scores[at] = math.nan
+    with pytest.raises(ValueError, match="scores must be numbers, got NaN"):
+        _view(scores, shortlist=3)
+    allowed = [action != at for action in range(len(scores))]
+    assert at not in _view(scores, allowed, shortlist=3).top
+
+
 @PROPERTY
 @given(
     scored=st.lists(st.tuples(st.sampled_from([-1.5, 0.0, 0.25, 1.0]), st.booleans()), min_size=1, max_size=12),

@@ -83,3 +83,22 @@ async def test_a_caller_that_is_cancelled_takes_no_other_part_with_it() -> None:
     log.through.release()
     await stays
     assert log.groups == [["gone", "stays"]]
+
+
+async def test_a_commit_that_is_cancelled_leaves_nobody_waiting_who_came_meanwhile() -> None:
+    through = asyncio.Event()
+
+    async def cancelled(parts: Sequence[str]) -> list[Exception | None]:
+        await through.wait()
+        raise asyncio.CancelledError
+
+    commits = GroupCommit(cancelled)
+    first = asyncio.create_task(commits.add("a"))
+    await _begun(first)
+    meanwhile = asyncio.create_task(commits.add("b"))
+    await _begun(first, meanwhile)
+    through.set()
+    done, _ = await asyncio.wait({first, meanwhile}, timeout=5.0)
+    assert done == {first, meanwhile}
+    assert first.cancelled()
+    assert meanwhile.cancelled()

@@ -114,14 +114,15 @@ def _names(at: Position, event: JoinEvent, opened: dict[str, tuple[Position, Dec
     if event.event_id is not None:
         return event.event_id
     fitting = [
-        (position, event_id)
+        (decided.decided_at_ms, position, event_id)
         for event_id, (position, decided) in opened.items()
         if position < at
         and at[0] < position[0] + _window_ms(decided.policy)
         and decided.user_key == event.user_key != ""
         and event.item_id in decided.item_ids
+        and decided.decided_at_ms <= event.accepted_at_ms
     ]
-    return max(fitting)[1] if fitting else None
+    return max(fitting)[2] if fitting else None
 
 
 def _outcomes(
@@ -176,6 +177,8 @@ def _streams(draw: st.DrawFn, *, repeat_decisions: bool) -> Stream:
             item_ids=(slate := tuple(draw(st.lists(items, min_size=1, max_size=3, unique=True)))),
             user_key=draw(st.sampled_from(["u", "v", ""])),
             learnable=tuple(draw(st.sampled_from([True, True, False])) for _ in slate),
+            # Any order: entries may have waited in a spool.
+            decided_at_ms=draw(st.integers(0, 3)),
         )
         for event_id in draw(st.permutations(ids))
     ]
@@ -188,6 +191,7 @@ def _streams(draw: st.DrawFn, *, repeat_decisions: bool) -> Stream:
         item_id=items | st.none(),
         slot=st.sampled_from([None, None, 0, 1, 5]),
         value=st.sampled_from([0.0, 1.0, 3.0]),
+        accepted_at_ms=st.integers(0, 5),
     )
     entries: list[Entry] = [*decisions, *draw(st.lists(events, max_size=16))]
     partitions = draw(st.sampled_from([1, 2]))
@@ -347,6 +351,31 @@ def test_every_partition_is_reread_from_the_time_of_the_oldest_open_decision() -
     _apply(joiner, (2_000, 0, 7), _decided())
     assert joiner.oldest_open(0) == (2_000, 0, 7)
     assert joiner.oldest_open(1) == (2_000, 1, 0)
+
+
+def test_a_decision_that_came_late_is_reread_with_the_one_made_after_it_that_events_go_to_instead() -> None:
+    later, earlier = _decided("later", decided_at_ms=800), _decided("earlier", decided_at_ms=500)
+    stream: Stream = [
+        ((1_000, 0, 0), later),
+        ((3_000, 0, 1), earlier),
+        ((3_500, 0, 2), _event(event_id=None, accepted_at_ms=900)),
+    ]
+    first: Joiner[str] = Joiner(pending_ms=PENDING_MS)
+    for position, entry in stream:
+        _apply(first, position, entry)
+    first.advance(11_500)
+    assert (first.payload_of("later"), first.payload_of("earlier")) == (None, "payload of earlier")
+    oldest = first.oldest_open(0)
+    assert oldest is not None
+    rebuilt: Joiner[str] = Joiner(pending_ms=PENDING_MS)
+    for position, entry in stream:
+        if position >= oldest:
+            _apply(rebuilt, position, entry)
+    rebuilt.advance(11_500)
+    click = _event(event_id="earlier")
+    fates = [_apply(joiner, (12_000, 0, 3), click) for joiner in (first, rebuilt)]
+    assert fates[0] == fates[1]
+    assert [one.kind for one in fates[0]] == ["late"]
 
 
 def test_an_event_without_decision_goes_to_the_newest_one_that_showed_the_item_to_the_user() -> None:

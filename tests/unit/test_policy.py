@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bandit._native import add_costs
 from bandit.learner import Learner
 from bandit.policy import (
     ActionFeatures,
@@ -202,3 +203,13 @@ def test_values_outside_the_table_or_not_finite_are_refused_and_change_nothing()
     assert not table.weights.any()
     table.apply(np.array([], dtype=np.uint32), np.array([], dtype=np.float32), version=2)
     assert table.version == 2
+
+
+def test_costs_that_are_not_one_piece_of_memory_are_refused_not_written_past() -> None:
+    memory = np.zeros(8)
+    weights, indices, values = np.ones(4, np.float32), np.zeros((4, 1), np.uint32), np.ones((4, 1), np.float32)
+    with pytest.raises(TypeError):
+        add_costs(memory[::2], weights, indices, values, indices[:0, 0], values[:0, 0])
+    assert not memory.any()
+    add_costs(memory[:4], weights, indices, values, indices[:0, 0], values[:0, 0])
+    assert memory.tolist() == [1.0] * 4 + [0.0] * 4
