@@ -14,6 +14,7 @@ from service.adapters.archive_files import read_rows, reading
 from service.adapters.parquet_archive import archived_position
 from service.config import Canary, Config
 from service.config_writer import ConfigWriter
+from service.due import is_due
 from service.journal_reader import entry_order
 from service.messages import ConfigOverride, ModelSnapshot
 from service.ports import ModelStore
@@ -131,9 +132,10 @@ class CanaryWatch:
             StoreUnavailable: the next look is tried when it is time.
             OSError: the archive could not be read; as above.
         """
-        if self._clock() - self._looked_at_ms < self._every_ms:
+        now_ms = self._clock()
+        if not is_due(now_ms, since_ms=self._looked_at_ms, every_ms=self._every_ms):
             return
-        self._looked_at_ms = self._clock()
+        self._looked_at_ms = now_ms
         for running in await self._canaries.running():
             await self._judge(running)
 

@@ -246,6 +246,16 @@ async def test_a_canary_whose_model_goes_on_from_something_else_is_ended(tmp_pat
     assert (await trial.changes())[-1].reason == "challenger no longer goes on from a"
 
 
+async def test_a_clock_that_went_back_does_not_stop_the_watch(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    await trial.begin()
+    assert await trial.look() is not None
+    trial.serve(RIGHT, WORLD, n=2_500)
+    # All was archived; then the machine's clock turns out to have been an hour ahead.
+    trial.now_ms = START_MS - 3_600_000
+    assert await trial.look() is None
+
+
 async def test_a_canary_of_no_artefact_goes_on_whatever_its_model_goes_on_from(tmp_path: Path) -> None:
     trial = Trial(tmp_path)
     await trial.begin()
