@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -384,18 +384,8 @@ async def test_a_promoted_model_is_taken_back_when_what_it_replaced_would_be_bet
     else:
         name = await desk.adopt(entered, learner=Learner(desk.config.model_spec(MODEL)))
     items = await desk.items.append(ITEMS_STREAM, [encode(ItemUpsert(item=Item(id=i))) for i in WORLD.item_ids])
-    _archive(desk, entered, LOG[2_000:], catalogue=items[-1])
-    commands = ModelCommands(
-        desk.config,
-        "",
-        desk.promoter,
-        ModelRegistry(desk.config, desk.models),
-        Canaries(desk.config, folder=desk.config.data_path / "archive", models=desk.models, writer=desk.writer),
-        desk.journal,  # type: ignore[arg-type]
-        desk.items,  # type: ignore[arg-type]
-        lambda: desk.now_ms,
-        "me",
-    )
+    _archive(desk, [entered], LOG[2_000:], catalogue=items[-1])
+    commands = _commands(desk, clock=lambda: desk.now_ms)
     learner = asyncio.create_task(_adopt_next(desk))
     verdict = await commands.watch_promoted("bad", watch_s=0.0, every_s=0.0, confidence=0.98)
     learner.cancel()
@@ -405,6 +395,55 @@ async def test_a_promoted_model_is_taken_back_when_what_it_replaced_would_be_bet
     stages = [(p.stage, p.artefact, p.reason.split(":")[0]) for _, p in await desk.promotions()]
     back = [("rollback", name, "what was replaced is better")] if is_worse else []
     assert stages == [("full", "bad", ""), *back]
+
+
+@pytest.mark.parametrize("is_superseded", [True, False])
+async def test_the_watch_of_a_promotion_takes_no_other_promotion_back(desk: Desk, is_superseded: bool) -> None:
+    """What the other promotion replaced looks better, and would be taken back in the place of the watched one."""
+    began_ms = desk.now_ms = LOG[2_000].payload.decided_at_unix_ms - 1
+    opened = await desk.artefact("bad")
+    control = Learner(desk.config.model_spec(MODEL))
+    entered = [await desk.promoter.promote(opened, reason="") for _ in range(2)]
+    # The trained model before the first promotion, the control before the watched one.
+    await desk.adopt(entered[0])
+    await desk.adopt(entered[1], learner=control)
+    items = await desk.items.append(ITEMS_STREAM, [encode(ItemUpsert(item=Item(id=i))) for i in WORLD.item_ids])
+    _archive(desk, entered, LOG[2_000:], catalogue=items[-1])
+    desk.now_ms = NOW_MS
+    n_asked, has_looked = 0, asyncio.Event()
+
+    def clock() -> int:
+        nonlocal n_asked
+        n_asked += 1
+        if n_asked == 2:
+            has_looked.set()
+        return began_ms
+
+    async def act() -> None:
+        await has_looked.wait()
+        if is_superseded:
+            await desk.adopt(await desk.promoter.promote(opened, reason=""))
+        else:
+            await desk.adopt(await desk.promoter.roll_back(MODEL, history=desk.history, reason="by hand"))
+
+    watch = _commands(desk, clock=clock).watch_promoted("bad", watch_s=3_600.0, every_s=0.05, confidence=0.98)
+    verdict, _ = await asyncio.gather(watch, act())
+    assert verdict.action == "ended"
+    assert len(await desk.promotions()) == 3
+
+
+def _commands(desk: Desk, *, clock: Callable[[], int]) -> ModelCommands:
+    return ModelCommands(
+        desk.config,
+        "",
+        desk.promoter,
+        ModelRegistry(desk.config, desk.models),
+        Canaries(desk.config, folder=desk.config.data_path / "archive", models=desk.models, writer=desk.writer),
+        desk.journal,  # type: ignore[arg-type]
+        desk.items,  # type: ignore[arg-type]
+        clock,
+        "me",
+    )
 
 
 async def _adopt_next(desk: Desk) -> None:
@@ -417,9 +456,9 @@ async def _adopt_next(desk: Desk) -> None:
     await desk.adopt(Entered(promotion, position))
 
 
-def _archive(desk: Desk, entered: Entered, log: list[Outcome], *, catalogue: str) -> None:
-    """Archive a promotion and what was decided after it, with what became of that."""
-    entries: list[tuple[str, JournalEntry]] = [(entry_id_of(entered.position), entered.promotion)]
+def _archive(desk: Desk, entered: list[Entered], log: list[Outcome], *, catalogue: str) -> None:
+    """Archive promotions and what was decided after them, with what became of that."""
+    entries: list[tuple[str, JournalEntry]] = [(entry_id_of(one.position), one.promotion) for one in entered]
     rows = []
     for joined in log:
         decision, slot = joined.payload, joined.payload.slots[0]
