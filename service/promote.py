@@ -21,7 +21,7 @@ from service.health_probe import probe_path, read_probe
 from service.item_history import ItemHistory
 from service.journal_reader import entry_order, position_of
 from service.messages import ModelSnapshot, Promotion, encode
-from service.model_registry import ArtefactError, Manifest, ModelRegistry, OpenedArtefact, load_learner
+from service.model_registry import ArtefactError, Manifest, ModelRegistry, OpenedArtefact, load_learner, misfit
 from service.ports import Journal, ModelStore
 from service.promote_evidence import Bounds, off_policy_bounds, shared_confidence
 from service.retrain_figures import reward_range
@@ -151,7 +151,8 @@ class Promoter:
         """Let another declared model go on from an artefact, to serve a canary of a surface.
 
         Raises:
-            InvalidRequest: the surface is not declared, or the other model does not rank, or serves already.
+            InvalidRequest: the surface is not declared, or the other model does not rank, serves already, or is
+                of another shape than the artefact.
         """
         if surface not in self._config.surfaces:
             raise InvalidRequest(f"unknown surface {surface!r}", path="--surface")
@@ -173,6 +174,10 @@ class Promoter:
             raise InvalidRequest(
                 f"a canary needs a declared model that serves nothing else, got {model!r}, there are {free}",
                 path="--canary-model",
+            )
+        if reason_against := misfit(opened.manifest, self._config.model_spec(model)):
+            raise InvalidRequest(
+                f"model {model!r} cannot go on from {opened.manifest.artefact}: {reason_against}", path="--canary-model"
             )
         return await self._enter(opened, model=model, stage="canary", reason=reason)
 

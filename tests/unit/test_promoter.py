@@ -304,6 +304,15 @@ async def test_a_model_that_is_on_trial_elsewhere_cannot_be_put_on_trial(desk: D
     assert await desk.models.artefact_ids("spare") == ["a"]
 
 
+async def test_a_model_of_another_shape_cannot_be_put_on_trial(desk: Desk) -> None:
+    """Its learner would refuse the promotion, and nobody would learn why."""
+    opened = await desk.artefact(bits=11)
+    with pytest.raises(InvalidRequest, match="'challenger' cannot go on from a: bits must be") as refused:
+        await desk.promoter.enter_canary(opened, surface="home", model="challenger", reason="")
+    assert refused.value.path == "--canary-model"
+    assert await desk.promotions() == []
+
+
 async def test_an_artefact_of_another_model_than_the_surfaces_cannot_be_tried_there(desk: Desk) -> None:
     with pytest.raises(InvalidRequest, match="is of model"):
         await desk.promoter.enter_canary(await desk.artefact(), surface="other", model="spare", reason="")
