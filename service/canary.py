@@ -160,11 +160,15 @@ def canary_key(surface: str) -> str:
 def began_at(history: list[ConfigOverride], surface: str) -> int | None:
     """Return when a surface's canary, or a part of it, was last set; None when what is left is the file's."""
     key, began_ms = canary_key(surface), None
+    inside = f"{key}."
+    laid_over: set[str] = set()
     for override in history:
-        if override.key == key and override.value is None:
-            began_ms = None
-        elif override.key == key or override.key.startswith(f"{key}."):
-            began_ms = override.at_unix_ms
+        if override.key != key and not override.key.startswith(inside):
+            continue
+        laid_over = {k for k in laid_over if k != override.key and not k.startswith(f"{override.key}.")}
+        if override.value is not None:
+            laid_over.add(override.key)
+        began_ms = override.at_unix_ms if laid_over else None
     return began_ms
 
 
