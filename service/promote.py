@@ -138,7 +138,7 @@ class Promoter:
         fit = Gate("fit", True, "verified, loads, and has the shape of the declared model")
         live = await self.snapshot(model)
         others = [m for m in await self._registry.manifests(model) if m.artefact != opened.manifest.artefact]
-        shared = shared_confidence(confidence, n_compared=n_compared(opened.manifest, others))
+        shared = shared_confidence(confidence, share=share_of_error(opened.manifest, others))
         is_new = live is None or not live.indices
         return [
             fit,
@@ -305,10 +305,16 @@ class Promoter:
         return Gate("entropy", not collapse, collapse or f"{candidate:.3f}, the live model's is {live_entropy:.3f}")
 
 
-def n_compared(manifest: Manifest, others: Sequence[Manifest]) -> int:
-    """Return how many models were compared on the evidence for one: every one made since that evidence began."""
-    made_since = [m for m in others if m.kind != "predecessor" and m.created_at_ms > manifest.to_ms]
-    return manifest.n_searched + sum(m.n_searched for m in made_since)
+def share_of_error(manifest: Manifest, others: Sequence[Manifest]) -> float:
+    """Return which share of the error on its evidence a model may use; those of all tries together are below 1.
+
+    Every model made since the evidence began is a try. After n of them, each of the next k may use 1 / (n + 1) -
+    1 / (n + k + 1), divided by k. An equal share of the tries so far would add up to 1 + 1/2 + 1/3 and so on.
+    """
+    made = (manifest.created_at, manifest.artefact)
+    earlier = [m for m in others if m.kind != "predecessor" and (m.created_at, m.artefact) < made]
+    n = sum(m.n_searched for m in earlier if m.created_at_ms > manifest.to_ms)
+    return 1.0 / ((n + 1) * (n + manifest.n_searched + 1))
 
 
 def earlier_entropies(manifest: Manifest, others: Sequence[Manifest]) -> list[float]:

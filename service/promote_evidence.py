@@ -48,16 +48,16 @@ class Bounds:
         return f"{self.value:+.4f} in [{self.low:+.4f}, {self.high:+.4f}], n = {self.n}"
 
 
-def shared_confidence(confidence: float, *, n_compared: int = 1) -> float:
+def shared_confidence(confidence: float, *, share: float = 1.0) -> float:
     """Return at which confidence each bound must hold, so that all that may promote hold together with `confidence`.
 
     A model may be promoted off the log and by its canary, and the best of several is the one that luck helped most.
 
     Args:
         confidence: of all together.
-        n_compared: models that were compared on the same log.
+        share: of the error on the log, for a bound off it.
     """
-    return 1.0 - (1.0 - confidence) / (2 * n_compared)
+    return 1.0 - (1.0 - confidence) / 2.0 * share
 
 
 def off_policy_bounds(scored: ScoredSlots, *, rewards_in: tuple[float, float], confidence: float) -> Bounds:

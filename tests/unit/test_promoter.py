@@ -39,7 +39,7 @@ from service.model_commands import ModelCommands
 from service.model_registry import ArtefactError, Manifest, ModelRegistry, OpenedArtefact, Score, build_artefact
 from service.model_registry import open_artefact as open_stored
 from service.ports import ArchiveBatch, OpenJoins, OutcomeRow
-from service.promote import ENTROPY, Entered, Evidence, Gate, Promoter, earlier_entropies, n_compared
+from service.promote import ENTROPY, Entered, Evidence, Gate, Promoter, earlier_entropies, share_of_error
 from service.promote_evidence import Bounds, shared_confidence
 from service.retrain_training import RetrainConfiguration, spec_of, train, training_rows
 from service.training_rows import JoinedDecision, Outcome, whole_decisions
@@ -182,7 +182,7 @@ async def test_a_better_artefact_passes_every_gate_on_what_is_later_than_its_tra
     gates = await desk.gates(await desk.artefact())
     assert {name: gate.passed for name, gate in gates.items()} == dict.fromkeys(gates, True)
     assert "n = 2000" in gates["advantage"].reason
-    assert "99.00% bounds" in gates["advantage"].reason
+    assert "99.50% bounds" in gates["advantage"].reason
 
 
 async def test_decisions_that_it_was_trained_on_are_no_evidence(desk: Desk) -> None:
@@ -255,9 +255,19 @@ def test_bounds_are_shared_among_all_that_was_compared_on_the_same_log() -> None
         _manifest("later", "2026-01-09", n_searched=1),
         _manifest("replaced", "2026-01-07", kind="predecessor"),
     ]
-    assert n_compared(candidate, others) == 3 + 4 + 1
-    # Half for the log, half for a canary, and an eighth of that for each of eight.
-    assert shared_confidence(0.98, n_compared=8) == pytest.approx(1 - 0.02 / 2 / 8)
+    # Four were tried before, three now; what came later has a share of its own.
+    assert share_of_error(candidate, others) == pytest.approx((1 / 5 - 1 / 8) / 3)
+    # Half for the log, half for a canary.
+    assert shared_confidence(0.98, share=1 / 8) == pytest.approx(1 - 0.02 / 2 / 8)
+
+
+def test_however_often_somebody_retrains_the_shares_of_all_tries_are_below_one() -> None:
+    """Equal shares of the tries so far would add up to 5.2 after a hundred."""
+    rng = np.random.default_rng(1)
+    for searched in ([1] * 100, rng.integers(1, 20, 100).tolist()):
+        made = [_manifest(f"{n:03}", "2026-01-08", to_ms=1, n_searched=k) for n, k in enumerate(searched)]
+        shares = [m.n_searched * share_of_error(m, [o for o in made if o is not m]) for m in made]
+        assert 0.98 < sum(shares) < 1.0
 
 
 def test_the_entropy_of_a_retrain_is_compared_with_those_before_it_and_not_with_itself() -> None:
