@@ -14,6 +14,7 @@ from service.adapters.archive_files import read_rows, reading
 from service.adapters.parquet_archive import archived_position
 from service.config import Canary, Config
 from service.config_writer import ConfigWriter
+from service.due import is_due
 from service.journal_reader import entry_order
 from service.messages import ConfigOverride, ModelSnapshot
 from service.ports import ModelStore
@@ -131,9 +132,10 @@ class CanaryWatch:
             StoreUnavailable: the next look is tried when it is time.
             OSError: the archive could not be read; as above.
         """
-        if self._clock() - self._looked_at_ms < self._every_ms:
+        now_ms = self._clock()
+        if not is_due(now_ms, since_ms=self._looked_at_ms, every_ms=self._every_ms):
             return
-        self._looked_at_ms = self._clock()
+        self._looked_at_ms = now_ms
         for running in await self._canaries.running():
             await self._judge(running)
 
@@ -158,11 +160,15 @@ def canary_key(surface: str) -> str:
 def began_at(history: list[ConfigOverride], surface: str) -> int | None:
     """Return when a surface's canary, or a part of it, was last set; None when what is left is the file's."""
     key, began_ms = canary_key(surface), None
+    inside = f"{key}."
+    laid_over: set[str] = set()
     for override in history:
-        if override.key == key and override.value is None:
-            began_ms = None
-        elif override.key == key or override.key.startswith(f"{key}."):
-            began_ms = override.at_unix_ms
+        if override.key != key and not override.key.startswith(inside):
+            continue
+        laid_over = {k for k in laid_over if k != override.key and not k.startswith(f"{override.key}.")}
+        if override.value is not None:
+            laid_over.add(override.key)
+        began_ms = override.at_unix_ms if laid_over else None
     return began_ms
 
 

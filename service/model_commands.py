@@ -22,7 +22,7 @@ from service.errors import NotFound
 from service.health_probe import probe_path, read_probe
 from service.inspect_features import archive_folder, check_archive, read_items
 from service.messages import Promotion
-from service.model_registry import Manifest, ModelRegistry, Score
+from service.model_registry import Manifest, ModelRegistry, OpenedArtefact, Score
 from service.promote import ENTROPY, Entered, Evidence, Gate, Promoter
 from service.promote_evidence import Bounds, off_policy_bounds
 from service.promotion_log import Change, promotions_of, read_changes
@@ -44,8 +44,8 @@ class Verdict:
     """What a watch ended with.
 
     Attributes:
-        action: promoted, rollback, refused (better, but another gate refuses), ended (somebody else ended the canary)
-            or undecided.
+        action: promoted, rollback, refused (better, but another gate refuses), ended (somebody else ended the canary,
+            took the promotion back or made another) or undecided.
         bounds: The last figures; None before the first.
     """
 
@@ -204,18 +204,25 @@ class ModelCommands:
     async def watch_promoted(self, artefact: str, *, watch_s: float, every_s: float, confidence: float) -> Verdict:
         """Look at a promoted model again and again, and take it back when what it replaced would be better.
 
-        It serves everybody, so that there is no control group of its time: what it replaced is valued on its log.
+        It serves everybody, so that there is no control group of its time: what it replaced is valued on its log. Once
+        another promotion came, or this one was taken back, there is nothing left to judge.
         """
         model, _ = await self.promoter.find(artefact)
         began_ms = self.clock()
-        while True:
-            bounds = await self._regret_of(model, began_ms, confidence=confidence)
+        replaced = await self._replaced(model)
+        bounds: Bounds | None = None
+        while replaced is not None:
+            bounds = await self._regret_of(replaced, model, began_ms, confidence=confidence)
+            last = await self._replaced(model)
+            if last is None or last.manifest.artefact != replaced.manifest.artefact:
+                break
             if bounds.is_better:
                 await self.roll_back(model, reason=f"what was replaced is better: {bounds}")
                 return Verdict("rollback", bounds)
             if self.clock() - began_ms >= watch_s * 1000:
                 return Verdict("promoted", bounds)
             await asyncio.sleep(every_s)
+        return Verdict("ended", bounds)
 
     async def wait_adopted(self, entered: Entered) -> None:
         """Return once the model goes on from the artefact, at this very entry, and that is published.
@@ -259,9 +266,15 @@ class ModelCommands:
             return None
         return await self.canaries.difference(running)
 
-    async def _regret_of(self, model: str, from_ms: int, *, confidence: float) -> Bounds:
-        """Return how much better what the last promotion replaced would be, on the log since."""
-        replaced = await self.promoter.replaced(model, history=promotions_of(await self.changes()))
+    async def _replaced(self, model: str) -> OpenedArtefact | None:
+        """Return what a model's last promotion that stands has replaced, None when none is known to stand."""
+        try:
+            return await self.promoter.replaced(model, history=promotions_of(await self.changes()))
+        except NotFound:
+            return None
+
+    async def _regret_of(self, replaced: OpenedArtefact, model: str, from_ms: int, *, confidence: float) -> Bounds:
+        """Return how much better what was replaced would be, on the log since."""
         table = table_of(Learner(self.config.model_spec(model), replaced.workspace))
         features = CandidateFeatures(self.config.features, await read_items(self.log))
         scored = score_decisions(self._decisions(model, Span(from_ms)), table=table, features=features)

@@ -21,7 +21,7 @@ from service.health_probe import probe_path, read_probe
 from service.item_history import ItemHistory
 from service.journal_reader import entry_order, position_of
 from service.messages import ModelSnapshot, Promotion, encode
-from service.model_registry import ArtefactError, Manifest, ModelRegistry, OpenedArtefact, load_learner
+from service.model_registry import ArtefactError, Manifest, ModelRegistry, OpenedArtefact, load_learner, misfit
 from service.ports import Journal, ModelStore
 from service.promote_evidence import Bounds, off_policy_bounds, shared_confidence
 from service.retrain_figures import reward_range
@@ -138,7 +138,7 @@ class Promoter:
         fit = Gate("fit", True, "verified, loads, and has the shape of the declared model")
         live = await self.snapshot(model)
         others = [m for m in await self._registry.manifests(model) if m.artefact != opened.manifest.artefact]
-        shared = shared_confidence(confidence, n_compared=n_compared(opened.manifest, others))
+        shared = shared_confidence(confidence, share=share_of_error(opened.manifest, others))
         is_new = live is None or not live.indices
         return [
             fit,
@@ -151,7 +151,8 @@ class Promoter:
         """Let another declared model go on from an artefact, to serve a canary of a surface.
 
         Raises:
-            InvalidRequest: the surface is not declared, or the other model does not rank, or serves already.
+            InvalidRequest: the surface is not declared, or the other model does not rank, serves already, or is
+                of another shape than the artefact.
         """
         if surface not in self._config.surfaces:
             raise InvalidRequest(f"unknown surface {surface!r}", path="--surface")
@@ -173,6 +174,10 @@ class Promoter:
             raise InvalidRequest(
                 f"a canary needs a declared model that serves nothing else, got {model!r}, there are {free}",
                 path="--canary-model",
+            )
+        if reason_against := misfit(opened.manifest, self._config.model_spec(model)):
+            raise InvalidRequest(
+                f"model {model!r} cannot go on from {opened.manifest.artefact}: {reason_against}", path="--canary-model"
             )
         return await self._enter(opened, model=model, stage="canary", reason=reason)
 
@@ -300,10 +305,16 @@ class Promoter:
         return Gate("entropy", not collapse, collapse or f"{candidate:.3f}, the live model's is {live_entropy:.3f}")
 
 
-def n_compared(manifest: Manifest, others: Sequence[Manifest]) -> int:
-    """Return how many models were compared on the evidence for one: every one made since that evidence began."""
-    made_since = [m for m in others if m.kind != "predecessor" and m.created_at_ms > manifest.to_ms]
-    return manifest.n_searched + sum(m.n_searched for m in made_since)
+def share_of_error(manifest: Manifest, others: Sequence[Manifest]) -> float:
+    """Return which share of the error on its evidence a model may use; those of all tries together are below 1.
+
+    Every model made since the evidence began is a try. After n of them, each of the next k may use 1 / (n + 1) -
+    1 / (n + k + 1), divided by k. An equal share of the tries so far would add up to 1 + 1/2 + 1/3 and so on.
+    """
+    made = (manifest.created_at, manifest.artefact)
+    earlier = [m for m in others if m.kind != "predecessor" and (m.created_at, m.artefact) < made]
+    n = sum(m.n_searched for m in earlier if m.created_at_ms > manifest.to_ms)
+    return 1.0 / ((n + 1) * (n + manifest.n_searched + 1))
 
 
 def earlier_entropies(manifest: Manifest, others: Sequence[Manifest]) -> list[float]:

@@ -48,16 +48,16 @@ class Bounds:
         return f"{self.value:+.4f} in [{self.low:+.4f}, {self.high:+.4f}], n = {self.n}"
 
 
-def shared_confidence(confidence: float, *, n_compared: int = 1) -> float:
+def shared_confidence(confidence: float, *, share: float = 1.0) -> float:
     """Return at which confidence each bound must hold, so that all that may promote hold together with `confidence`.
 
     A model may be promoted off the log and by its canary, and the best of several is the one that luck helped most.
 
     Args:
         confidence: of all together.
-        n_compared: models that were compared on the same log.
+        share: of the error on the log, for a bound off it.
     """
-    return 1.0 - (1.0 - confidence) / (2 * n_compared)
+    return 1.0 - (1.0 - confidence) / 2.0 * share
 
 
 def off_policy_bounds(scored: ScoredSlots, *, rewards_in: tuple[float, float], confidence: float) -> Bounds:
@@ -85,11 +85,23 @@ class RewardedSlot(NamedTuple):
 
 @dataclass(slots=True)
 class _Unit:
-    """What one user was given within the first while of a canary."""
+    """What one user was given within the first while of a canary; nothing of what came later is kept."""
 
     began_ms: int
     is_canary: bool
-    rewards: list[float] = field(default_factory=list)
+    rewards: list[tuple[int, float]] = field(default_factory=list)
+
+    def add(self, slot: RewardedSlot, *, is_canary: bool, unit_ms: int) -> None:
+        """Add a slot that is within the while; one that is earlier than all begins it anew."""
+        if slot.decided_at_ms < self.began_ms:
+            self.began_ms, self.is_canary = slot.decided_at_ms, is_canary
+            self.rewards = [kept for kept in self.rewards if kept[0] < self.began_ms + unit_ms]
+        if slot.decided_at_ms < self.began_ms + unit_ms:
+            self.rewards.append((slot.decided_at_ms, slot.reward))
+
+    def mean(self) -> float:
+        """Return the mean reward."""
+        return sum(reward for _, reward in self.rewards) / len(self.rewards)
 
 
 def canary_difference(
@@ -117,18 +129,19 @@ def canary_difference(
     """
     unit_ms = int(canary.unit_s * 1000)
     units: dict[str, _Unit] = {}
-    for slot in sorted(slots):
-        unit = units.setdefault(slot.who, _Unit(slot.decided_at_ms, slot.model == canary.model))
-        if slot.decided_at_ms < unit.began_ms + unit_ms:
-            unit.rewards.append(slot.reward)
+    for slot in slots:
+        is_canary = slot.model == canary.model
+        if slot.who not in units:
+            units[slot.who] = _Unit(slot.decided_at_ms, is_canary)
+        units[slot.who].add(slot, is_canary=is_canary, unit_ms=unit_ms)
     closed = [unit for unit in units.values() if unit.began_ms + unit_ms <= until_ms]
-    is_canary = np.array([unit.is_canary for unit in closed], dtype=np.float64)
-    means = np.clip(np.array([float(np.mean(unit.rewards)) for unit in closed], dtype=np.float64), *rewards_in)
+    in_canary = np.array([unit.is_canary for unit in closed], dtype=np.float64)
+    means = np.clip(np.array([unit.mean() for unit in closed], dtype=np.float64), *rewards_in)
     sequence = ConfidenceSequence(of_advantage=True, reward_range=rewards_in, confidence=confidence)
-    interval = sequence.plus(weights=is_canary / canary.share, rewards=means).interval()
+    interval = sequence.plus(weights=in_canary / canary.share, rewards=means).interval()
     scale = 1.0 - canary.share
-    n_canary = int(is_canary.sum())
+    n_canary = int(in_canary.sum())
     value = 0.0
     if 0 < n_canary < len(closed):
-        value = float(means[is_canary == 1.0].mean() - means[is_canary == 0.0].mean())
+        value = float(means[in_canary == 1.0].mean() - means[in_canary == 0.0].mean())
     return Bounds(len(closed), value, interval.lower / scale, interval.upper / scale)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ from typing import Annotated
 import typer
 
 from service.adapters.embedded_store import running_store
-from service.cli.output import json_text
+from service.cli.output import json_text, unix_ms
 from service.cli.settings import settings_of
 from service.config import Config
 from service.export import Exporter, Selection
@@ -49,8 +48,8 @@ def export(
     selection = Selection(
         surface=surface,
         model=model,
-        from_ms=_unix_ms("--from", since) if since else everything.from_ms,
-        to_ms=_unix_ms("--to", until) if until else everything.to_ms,
+        from_ms=unix_ms("--from", since) if since else everything.from_ms,
+        to_ms=unix_ms("--to", until) if until else everything.to_ms,
     )
     items = _live_items(config) if kind is Format.evaluation else None
     report = Exporter(config, archive_folder(config), items=items).write(out, kind.value, selection)
@@ -70,19 +69,6 @@ def export(
 def _live_items(config: Config) -> ItemHistory:
     with running_store(config) as url:
         return fetch_item_history(url)
-
-
-def _unix_ms(option: str, text: str) -> int:
-    """Return unix milliseconds of an ISO time; without an offset it is UTC.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ValueError(f"{option} must be an ISO time such as 2026-11-22T13:00, got {text!r}") from error
-    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def register(app: typer.Typer) -> None:

@@ -25,7 +25,7 @@ Reason = Annotated[str, typer.Option(help="Why, for the log.")]
 def promote(
     context: typer.Context,
     artefact: Annotated[str, typer.Argument(help="Its id; hone models lists them.")],
-    stage: Annotated[str, typer.Option(help="shadow (gates only), canary or full.")] = "shadow",
+    stage: Annotated[Literal["shadow", "canary", "full"], typer.Option(help="shadow asks the gates only.")] = "shadow",
     surface: Annotated[str, typer.Option(help="Surface of a canary.")] = "home",
     share: Annotated[float, typer.Option(help="Share of the surface's users in a canary, at most 0.5.")] = 0.1,
     canary_model: Annotated[
@@ -36,16 +36,18 @@ def promote(
         float, typer.Option(help="A canary's user counts with the mean of so long after the first.")
     ] = 3600.0,
     watch_s: Annotated[
-        float, typer.Option(help="Stay and look for so long: promote a better canary, roll a worse model back.")
+        float,
+        typer.Option(
+            min=0.0, help="Stay and look for so many seconds: promote a better canary, roll a worse model back."
+        ),
     ] = 0.0,
-    every_s: Annotated[float, typer.Option(help="Look so often.")] = 60.0,
+    every_s: Annotated[float, typer.Option(min=1.0, help="Seconds between two looks.")] = 60.0,
     force: Annotated[bool, typer.Option("--force", help="Promote although a gate refuses; the log says so.")] = False,
     reason: Reason = "",
     as_json: AsJson = False,
 ) -> None:
     """Ask the gates, promote by stage; a canary that earns less ends by itself. Exit 1: refused or taken back."""
     config = settings_of(context).load()
-    chosen = msgspec.convert(stage, Literal["shadow", "canary", "full"])
     canary = msgspec.convert(
         {"model": canary_model, "share": share, "artefact": artefact, "unit_s": unit_s, "confidence": confidence},
         Canary,
@@ -55,29 +57,29 @@ def promote(
         gates = await commands.gates(artefact, confidence=confidence)
         # A canary is there to find evidence: it starts unless the log speaks against the model.
         blocking = [
-            g for g in gates if not g.passed and not (chosen == "canary" and g.name == "advantage" and not g.is_refuted)
+            g for g in gates if not g.passed and not (stage == "canary" and g.name == "advantage" and not g.is_refuted)
         ]
-        if chosen == "shadow" or (blocking and not force):
+        if stage == "shadow" or (blocking and not force):
             return gates, not blocking, None
         why = "; ".join(
             [reason or "promoted", *(f"{g.name}: {g.reason}" for g in gates), *(["forced"] if blocking else [])]
         )
-        if chosen == "canary":
+        if stage == "canary":
             await commands.start_canary(artefact, surface=surface, canary=canary, reason=why)
         else:
             await commands.promote(artefact, reason=why)
         if not watch_s:
             return gates, True, None
-        watch = commands.watch_canary if chosen == "canary" else commands.watch_promoted
+        watch = commands.watch_canary if stage == "canary" else commands.watch_promoted
         return gates, True, await watch(artefact, watch_s=watch_s, every_s=every_s, confidence=confidence)
 
     with running_store(config) as url:
         gates, passed, verdict = run_commands(config, url, run)
     if as_json:
-        print(json_text({"artefact": artefact, "stage": chosen, "passed": passed, "gates": gates, "verdict": verdict}))
+        print(json_text({"artefact": artefact, "stage": stage, "passed": passed, "gates": gates, "verdict": verdict}))
     else:
         _show_gates(gates)
-        print(f"{artefact}: {chosen if passed else 'refused'}")
+        print(f"{artefact}: {stage if passed else 'refused'}")
         if verdict is not None:
             print(f"{verdict.action}: {verdict.bounds}")
     if not passed or (verdict is not None and verdict.action in ("rollback", "refused")):

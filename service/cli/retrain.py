@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +15,7 @@ from service.adapters.embedded_store import running_store
 from service.bootstrap import wall_clock_ms
 from service.cli.model_output import interval_text, run_commands
 from service.cli.offline import progress_bar
-from service.cli.output import json_text
+from service.cli.output import json_text, unix_ms
 from service.cli.settings import settings_of
 from service.config import Config
 from service.errors import InvalidRequest
@@ -47,8 +46,7 @@ def retrain(
     ] = None,
     end: Annotated[str | None, typer.Option("--to", help="End of the decision times.")] = None,
     weights: Annotated[
-        str,
-        typer.Option(help="ips, explored, uniform-validation, or none (propensity 1: repeats the log's popularity)."),
+        Weighting, typer.Option(help="Of the training rows; none is propensity 1 and repeats the log's popularity.")
     ] = "ips",
     configurations: Annotated[
         Path | None, typer.Option(help="JSON list of {learning_rate, interactions, clip, passes}.")
@@ -70,7 +68,6 @@ def retrain(
 ) -> None:
     """Train from the archive, score on a later window, and store the best as an artefact to promote."""
     config = settings_of(context).load()
-    weighting = msgspec.convert(weights, Weighting)
     with running_store(config) as url, progress_bar("Training") as progress:
         if warm:
             made = _warm(config, url, model, surface=surface, interactions=interactions, progress=progress)
@@ -78,8 +75,11 @@ def retrain(
                 write_report(report, manifest=made, trained=[], plan=None)
             _show_made(made, [], as_json=as_json)
             return
-        span = Span(_time(begin, Span().from_ms), _time(end, Span().to_ms))
-        plan = plan_retrain(config, model, span=span, weighting=weighting, holdout_share=holdout)
+        span = Span(
+            Span().from_ms if begin is None else unix_ms("--from", begin),
+            Span().to_ms if end is None else unix_ms("--to", end),
+        )
+        plan = plan_retrain(config, model, span=span, weighting=weights, holdout_share=holdout)
         chosen = _configurations(configurations) or search_configurations(config, model, n=search)
         trained = run_search(config, url, plan, chosen, jobs=min(jobs, len(chosen)), progress=progress)
         made = run_commands(
@@ -105,17 +105,13 @@ def _warm(config: Config, url: str, model: str, *, surface: str, interactions: s
     return run_commands(config, url, lambda commands: commands.add_warm(manifest, learner))
 
 
-def _time(text: str | None, otherwise: int) -> int:
-    if text is None:
-        return otherwise
-    at = datetime.fromisoformat(text)
-    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
-
-
 def _configurations(path: Path | None) -> list[RetrainConfiguration]:
     if path is None:
         return []
-    found = msgspec.json.decode(path.read_bytes(), type=list[RetrainConfiguration])
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=list[RetrainConfiguration])
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"--configurations {path}: {error}", path="--configurations") from error
     if not found:
         raise InvalidRequest(f"{path} lists no configuration", path="--configurations")
     return found

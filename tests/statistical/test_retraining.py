@@ -63,7 +63,7 @@ def _no_cycles() -> Iterator[None]:
 def _split(log: list[Outcome], share: float = 0.5) -> RetrainPlan:
     first, end = log[0].payload.decided_at_unix_ms, log[-1].payload.decided_at_unix_ms + 1
     cut = first + int((end - first) * share)
-    return RetrainPlan(MODEL, Span(first, cut), Span(cut, end), "ips", 1, shared_confidence(0.98))
+    return RetrainPlan(MODEL, Span(first, cut), Span(cut, end), "ips", 1, shared_confidence(0.98, share=0.5))
 
 
 def _advantage_low(world: LoggedWorld, n: int, *, seed: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -24,6 +24,7 @@ from service.live_config import LiveConfig
 from service.messages import ConfigChange, ConfigOverride, ItemUpsert, ModelSnapshot, Outcome, encode, journal_decoder
 from service.metrics import Metrics
 from service.ports import ArchiveBatch, OpenJoins, OutcomeRow
+from service.promote_evidence import Bounds, RewardedSlot, canary_difference
 from service.recommend import Recommender
 from service.retriever import Retriever
 from service.rule_columns import AttributeColumns
@@ -246,6 +247,16 @@ async def test_a_canary_whose_model_goes_on_from_something_else_is_ended(tmp_pat
     assert (await trial.changes())[-1].reason == "challenger no longer goes on from a"
 
 
+async def test_a_clock_that_went_back_does_not_stop_the_watch(tmp_path: Path) -> None:
+    trial = Trial(tmp_path)
+    await trial.begin()
+    assert await trial.look() is not None
+    trial.serve(RIGHT, WORLD, n=2_500)
+    # All was archived; then the machine's clock turns out to have been an hour ahead.
+    trial.now_ms = START_MS - 3_600_000
+    assert await trial.look() is None
+
+
 async def test_a_canary_of_no_artefact_goes_on_whatever_its_model_goes_on_from(tmp_path: Path) -> None:
     trial = Trial(tmp_path)
     await trial.begin()
@@ -287,6 +298,14 @@ def test_a_change_of_the_share_begins_the_comparison_anew() -> None:
     assert began_at(history, "similar") is None
 
 
+def test_a_declared_canary_whose_live_share_is_taken_away_is_the_files_again() -> None:
+    def override(value: float | None, at_ms: int) -> ConfigOverride:
+        return ConfigOverride(key=f"{canary_key('home')}.share", value=value, author="", at_unix_ms=at_ms)
+
+    assert began_at([override(0.2, 5)], "home") == 5
+    assert began_at([override(0.2, 5), override(None, 6)], "home") is None
+
+
 def test_only_outcomes_of_the_surface_of_both_models_and_in_time_count(tmp_path: Path) -> None:
     rows = [
         _outcome("m", "u1", START_MS - 1, 1.0),
@@ -305,3 +324,47 @@ def test_only_outcomes_of_the_surface_of_both_models_and_in_time_count(tmp_path:
         (START_MS + 1, f"e--{START_MS + 1}", "m", 0.5),
         (START_MS + 2, "u2", "challenger", 0.25),
     ]
+
+
+class _Counted(RewardedSlot):
+    """A slot that says how many of its kind there are."""
+
+    n_alive = 0
+
+    def __del__(self) -> None:
+        """Count one less."""
+        _Counted.n_alive -= 1
+
+
+def test_of_a_long_canary_no_more_is_held_than_the_first_while_of_each_user() -> None:
+    most = 0
+
+    def slots() -> Iterator[RewardedSlot]:
+        nonlocal most
+        for n in range(5_000):
+            _Counted.n_alive += 1
+            yield _Counted(START_MS + n * 1_000, f"u{n % 5}", MODELS[n % 5 % 2], 0.5)
+            most = max(most, _Counted.n_alive)
+
+    canary = Canary(model="challenger", share=0.3, unit_s=60.0)
+    bounds = canary_difference(slots(), canary=canary, until_ms=2**60, rewards_in=(0.0, 1.0), confidence=0.98)
+    assert bounds.n == 5
+    assert most < 100
+
+
+def test_a_canary_is_compared_alike_whatever_the_order_of_its_slots() -> None:
+    rng = np.random.default_rng(4)
+    slots = [
+        RewardedSlot(START_MS + n * 500, f"u{user}", MODELS[user % 2], float(rng.random()))
+        for n, user in enumerate(rng.integers(0, 200, 5_000))
+    ]
+    canary = Canary(model="challenger", share=0.5, unit_s=60.0)
+
+    def difference(order: Sequence[int]) -> Bounds:
+        some = (slots[n] for n in order)
+        return canary_difference(some, canary=canary, until_ms=2**60, rewards_in=(0.0, 1.0), confidence=0.98)
+
+    in_time = difference(range(len(slots)))
+    assert in_time.n == 200
+    shuffled = difference(rng.permutation(len(slots)).tolist())
+    assert (shuffled.value, shuffled.low, shuffled.high) == pytest.approx((in_time.value, in_time.low, in_time.high))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from service.model_commands import ModelCommands
 from service.model_registry import ArtefactError, Manifest, ModelRegistry, OpenedArtefact, Score, build_artefact
 from service.model_registry import open_artefact as open_stored
 from service.ports import ArchiveBatch, OpenJoins, OutcomeRow
-from service.promote import ENTROPY, Entered, Evidence, Gate, Promoter, earlier_entropies, n_compared
+from service.promote import ENTROPY, Entered, Evidence, Gate, Promoter, earlier_entropies, share_of_error
 from service.promote_evidence import Bounds, shared_confidence
 from service.retrain_training import RetrainConfiguration, spec_of, train, training_rows
 from service.training_rows import JoinedDecision, Outcome, whole_decisions
@@ -182,7 +182,7 @@ async def test_a_better_artefact_passes_every_gate_on_what_is_later_than_its_tra
     gates = await desk.gates(await desk.artefact())
     assert {name: gate.passed for name, gate in gates.items()} == dict.fromkeys(gates, True)
     assert "n = 2000" in gates["advantage"].reason
-    assert "99.00% bounds" in gates["advantage"].reason
+    assert "99.50% bounds" in gates["advantage"].reason
 
 
 async def test_decisions_that_it_was_trained_on_are_no_evidence(desk: Desk) -> None:
@@ -255,9 +255,19 @@ def test_bounds_are_shared_among_all_that_was_compared_on_the_same_log() -> None
         _manifest("later", "2026-01-09", n_searched=1),
         _manifest("replaced", "2026-01-07", kind="predecessor"),
     ]
-    assert n_compared(candidate, others) == 3 + 4 + 1
-    # Half for the log, half for a canary, and an eighth of that for each of eight.
-    assert shared_confidence(0.98, n_compared=8) == pytest.approx(1 - 0.02 / 2 / 8)
+    # Four were tried before, three now; what came later has a share of its own.
+    assert share_of_error(candidate, others) == pytest.approx((1 / 5 - 1 / 8) / 3)
+    # Half for the log, half for a canary.
+    assert shared_confidence(0.98, share=1 / 8) == pytest.approx(1 - 0.02 / 2 / 8)
+
+
+def test_however_often_somebody_retrains_the_shares_of_all_tries_are_below_one() -> None:
+    """Equal shares of the tries so far would add up to 5.2 after a hundred."""
+    rng = np.random.default_rng(1)
+    for searched in ([1] * 100, rng.integers(1, 20, 100).tolist()):
+        made = [_manifest(f"{n:03}", "2026-01-08", to_ms=1, n_searched=k) for n, k in enumerate(searched)]
+        shares = [m.n_searched * share_of_error(m, [o for o in made if o is not m]) for m in made]
+        assert 0.98 < sum(shares) < 1.0
 
 
 def test_the_entropy_of_a_retrain_is_compared_with_those_before_it_and_not_with_itself() -> None:
@@ -302,6 +312,15 @@ async def test_a_model_that_is_on_trial_elsewhere_cannot_be_put_on_trial(desk: D
     entered = await desk.promoter.enter_canary(opened, surface="home", model="spare", reason="trial")
     assert (entered.promotion.model, entered.promotion.stage) == ("spare", "canary")
     assert await desk.models.artefact_ids("spare") == ["a"]
+
+
+async def test_a_model_of_another_shape_cannot_be_put_on_trial(desk: Desk) -> None:
+    """Its learner would refuse the promotion, and nobody would learn why."""
+    opened = await desk.artefact(bits=11)
+    with pytest.raises(InvalidRequest, match="'challenger' cannot go on from a: bits must be") as refused:
+        await desk.promoter.enter_canary(opened, surface="home", model="challenger", reason="")
+    assert refused.value.path == "--canary-model"
+    assert await desk.promotions() == []
 
 
 async def test_an_artefact_of_another_model_than_the_surfaces_cannot_be_tried_there(desk: Desk) -> None:
@@ -384,18 +403,8 @@ async def test_a_promoted_model_is_taken_back_when_what_it_replaced_would_be_bet
     else:
         name = await desk.adopt(entered, learner=Learner(desk.config.model_spec(MODEL)))
     items = await desk.items.append(ITEMS_STREAM, [encode(ItemUpsert(item=Item(id=i))) for i in WORLD.item_ids])
-    _archive(desk, entered, LOG[2_000:], catalogue=items[-1])
-    commands = ModelCommands(
-        desk.config,
-        "",
-        desk.promoter,
-        ModelRegistry(desk.config, desk.models),
-        Canaries(desk.config, folder=desk.config.data_path / "archive", models=desk.models, writer=desk.writer),
-        desk.journal,  # type: ignore[arg-type]
-        desk.items,  # type: ignore[arg-type]
-        lambda: desk.now_ms,
-        "me",
-    )
+    _archive(desk, [entered], LOG[2_000:], catalogue=items[-1])
+    commands = _commands(desk, clock=lambda: desk.now_ms)
     learner = asyncio.create_task(_adopt_next(desk))
     verdict = await commands.watch_promoted("bad", watch_s=0.0, every_s=0.0, confidence=0.98)
     learner.cancel()
@@ -405,6 +414,55 @@ async def test_a_promoted_model_is_taken_back_when_what_it_replaced_would_be_bet
     stages = [(p.stage, p.artefact, p.reason.split(":")[0]) for _, p in await desk.promotions()]
     back = [("rollback", name, "what was replaced is better")] if is_worse else []
     assert stages == [("full", "bad", ""), *back]
+
+
+@pytest.mark.parametrize("is_superseded", [True, False])
+async def test_the_watch_of_a_promotion_takes_no_other_promotion_back(desk: Desk, is_superseded: bool) -> None:
+    """What the other promotion replaced looks better, and would be taken back in the place of the watched one."""
+    began_ms = desk.now_ms = LOG[2_000].payload.decided_at_unix_ms - 1
+    opened = await desk.artefact("bad")
+    control = Learner(desk.config.model_spec(MODEL))
+    entered = [await desk.promoter.promote(opened, reason="") for _ in range(2)]
+    # The trained model before the first promotion, the control before the watched one.
+    await desk.adopt(entered[0])
+    await desk.adopt(entered[1], learner=control)
+    items = await desk.items.append(ITEMS_STREAM, [encode(ItemUpsert(item=Item(id=i))) for i in WORLD.item_ids])
+    _archive(desk, entered, LOG[2_000:], catalogue=items[-1])
+    desk.now_ms = NOW_MS
+    n_asked, has_looked = 0, asyncio.Event()
+
+    def clock() -> int:
+        nonlocal n_asked
+        n_asked += 1
+        if n_asked == 2:
+            has_looked.set()
+        return began_ms
+
+    async def act() -> None:
+        await has_looked.wait()
+        if is_superseded:
+            await desk.adopt(await desk.promoter.promote(opened, reason=""))
+        else:
+            await desk.adopt(await desk.promoter.roll_back(MODEL, history=desk.history, reason="by hand"))
+
+    watch = _commands(desk, clock=clock).watch_promoted("bad", watch_s=3_600.0, every_s=0.05, confidence=0.98)
+    verdict, _ = await asyncio.gather(watch, act())
+    assert verdict.action == "ended"
+    assert len(await desk.promotions()) == 3
+
+
+def _commands(desk: Desk, *, clock: Callable[[], int]) -> ModelCommands:
+    return ModelCommands(
+        desk.config,
+        "",
+        desk.promoter,
+        ModelRegistry(desk.config, desk.models),
+        Canaries(desk.config, folder=desk.config.data_path / "archive", models=desk.models, writer=desk.writer),
+        desk.journal,  # type: ignore[arg-type]
+        desk.items,  # type: ignore[arg-type]
+        clock,
+        "me",
+    )
 
 
 async def _adopt_next(desk: Desk) -> None:
@@ -417,9 +475,9 @@ async def _adopt_next(desk: Desk) -> None:
     await desk.adopt(Entered(promotion, position))
 
 
-def _archive(desk: Desk, entered: Entered, log: list[Outcome], *, catalogue: str) -> None:
-    """Archive a promotion and what was decided after it, with what became of that."""
-    entries: list[tuple[str, JournalEntry]] = [(entry_id_of(entered.position), entered.promotion)]
+def _archive(desk: Desk, entered: list[Entered], log: list[Outcome], *, catalogue: str) -> None:
+    """Archive promotions and what was decided after them, with what became of that."""
+    entries: list[tuple[str, JournalEntry]] = [(entry_id_of(one.position), one.promotion) for one in entered]
     rows = []
     for joined in log:
         decision, slot = joined.payload, joined.payload.slots[0]
