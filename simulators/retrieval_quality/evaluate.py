@@ -14,7 +14,7 @@ from retrieval.recall import recall_at_k
 from service.config import SurfaceConfig
 from simulators.datasets.movielens import MovieLens
 from simulators.retrieval_quality import published
-from simulators.retrieval_quality.measure import K, Draw, Figure, FullDraw, SampledDraw, blended, figure, measure
+from simulators.retrieval_quality.measure import Draw, Figure, FullDraw, K, SampledDraw, blended, figure, measure
 from simulators.retrieval_quality.methods import Als, Method, Scores
 from simulators.retrieval_quality.splits import (
     IntArray,
@@ -235,9 +235,7 @@ def _index_recall(methods: Sequence[Method], train: Ratings) -> dict[int, float]
     exact = ExactIndex(embeddings.dimension)
     exact.add(np.arange(len(embeddings.item_ids), dtype=np.int64), embeddings.item_vectors)
     index = HnswIndex.build(embeddings.item_vectors)
-    return {
-        k: recall_at_k(index, exact, embeddings.user_vectors, k) for k in INDEX_KS if k <= len(embeddings.item_ids)
-    }
+    return {k: recall_at_k(index, exact, embeddings.user_vectors, k) for k in INDEX_KS if k <= len(embeddings.item_ids)}
 
 
 def _figures(per_seed: Sequence[dict[str, dict[str, float]]]) -> dict[str, Metrics]:

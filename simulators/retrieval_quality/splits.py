@@ -41,9 +41,7 @@ class Ratings:
 
     def take(self, kept: NDArray[np.bool_]) -> Ratings:
         """Return the ratings where `kept` bool [n] is true, with the same users and items."""
-        return Ratings(
-            self.user[kept], self.item[kept], self.value[kept], self.at_s[kept], self.n_users, self.n_items
-        )
+        return Ratings(self.user[kept], self.item[kept], self.value[kept], self.at_s[kept], self.n_users, self.n_items)
 
     def matrix(self) -> sparse.csr_matrix:
         """Build the values as CSR float64 [n_users, n_items]."""

@@ -12,7 +12,7 @@ import numpy as np
 from retrieval import quality
 from retrieval.embeddings import AlsConfig
 from retrieval.items import Item
-from simulators.retrieval_quality.measure import K, Draw, blended
+from simulators.retrieval_quality.measure import Draw, K, blended
 from simulators.retrieval_quality.methods import Als, Fresh, ItemItem, Method, Rankings, Scores
 from simulators.retrieval_quality.splits import IntArray
 
