@@ -18,7 +18,6 @@ from simulators.datasets import fetch as fetching
 from simulators.datasets import movielens
 from simulators.retrieval_quality import published
 from simulators.retrieval_quality.evaluate import evaluate_full, evaluate_sampled
-from simulators.retrieval_quality.plot import write_report
 from simulators.retrieval_quality.text import print_full, print_sampled
 from simulators.retrieval_quality.tuning import Grids
 
@@ -67,6 +66,9 @@ def evaluate_command(
         sampled = evaluate_sampled(data, n_seeds=seeds, grids=Grids(), say=status.update)
         full = evaluate_full(data, surfaces, n_seeds=seeds, grids=Grids(), say=status.update)
     if report is not None:
+        # Every `hone` command imports this module; plotly would cost each of them a second.
+        from simulators.retrieval_quality.plot import write_report
+
         write_report(report, sampled, full)
         typer.echo(f"saved {report}", err=True)
     if as_json:
