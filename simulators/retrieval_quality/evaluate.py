@@ -130,7 +130,8 @@ def evaluate_sampled(data: MovieLens, *, n_seeds: int, grids: Grids, say: Say) -
     per_seed = []
     for seed in range(n_seeds):
         draw = SampledDraw(split, sample_candidates(split, known, np.random.default_rng([2, seed])))
-        per_seed.append(_measure_at_k(draw, scores, choice.quotas))
+        ranked = {source: draw.rank(of_source, K) for source, of_source in scores.items()}
+        per_seed.append(_measure_at_k(draw, ranked, choice.quotas))
     return SampledReport(
         n_users=known.n_users,
         n_items=known.n_items,
@@ -148,6 +149,7 @@ def evaluate_full(
     """Hold out a random quarter of each user's ratings and rank everything."""
     known, film_ids = unfiltered(data.ratings)
     items = _items(data, film_ids)
+    longest = min(max([K, *(surface.n_candidates for surface in surfaces.values())]), known.n_items)
     choice: Choice | None = None
     per_seed: list[dict[str, dict[str, float]]] = []
     of_surfaces: list[dict[str, dict[str, dict[str, float]]]] = []
@@ -161,8 +163,9 @@ def evaluate_full(
         say(f"full ranking: split {seed + 1} of {n_seeds}")
         scores = _fit_all(choice.methods, split.train)
         draw = FullDraw(split, np.random.default_rng([6, seed]).permutation(known.n_items))
-        per_seed.append(_measure_at_k(draw, scores, choice.quotas))
-        of_surfaces.append({name: _measure_surface(draw, scores, surface) for name, surface in surfaces.items()})
+        ranked = {source: draw.rank(of_source, longest) for source, of_source in scores.items()}
+        per_seed.append(_measure_at_k(draw, ranked, choice.quotas))
+        of_surfaces.append({name: _measure_surface(draw, ranked, surface) for name, surface in surfaces.items()})
         recalls.append(_index_recall(choice.methods, split.train))
     assert choice is not None
     return FullReport(
@@ -197,22 +200,21 @@ def _fit_all(methods: Sequence[Method], train: Ratings) -> dict[str, Scores]:
     return {source: scores for method in methods for source, scores in method.fit(train).items()}
 
 
-def _measure_at_k(draw: Draw, scores: Mapping[str, Scores], quotas: Mapping[str, int]) -> dict[str, dict[str, float]]:
-    ranked = {source: draw.rank(of_source, K) for source, of_source in scores.items()}
-    ranked["blend"] = blended(ranked, quotas, limit=K)
-    return {source: measure(draw.judge(items), draw.split.train) for source, items in ranked.items()}
+def _measure_at_k(draw: Draw, ranked: Mapping[str, IntArray], quotas: Mapping[str, int]) -> dict[str, dict[str, float]]:
+    lists = {source: items[:, :K] for source, items in ranked.items()}
+    lists["blend"] = blended(lists, quotas, limit=K)
+    return {source: measure(draw.judge(items), draw.split.train) for source, items in lists.items()}
 
 
 def _measure_surface(
-    draw: FullDraw, scores: Mapping[str, Scores], surface: SurfaceConfig
+    draw: FullDraw, ranked: Mapping[str, IntArray], surface: SurfaceConfig
 ) -> dict[str, dict[str, float]]:
     """Measure the blend and each of its sources at the surface's number of candidates."""
-    quotas = {source.name: source.quota for source in surface.sources if source.name in scores}
-    limit = min(surface.n_candidates, draw.split.train.n_items)
-    ranked = {name: draw.rank(scores[name], limit) for name in quotas}
-    if ranked:
-        ranked["blend"] = blended(ranked, quotas, limit=limit)
-    return {name: measure(draw.judge(items), draw.split.train) for name, items in ranked.items()}
+    quotas = {source.name: source.quota for source in surface.sources if source.name in ranked}
+    lists = {name: ranked[name][:, : surface.n_candidates] for name in quotas}
+    if lists:
+        lists["blend"] = blended(lists, quotas, limit=min(surface.n_candidates, draw.split.train.n_items))
+    return {name: measure(draw.judge(items), draw.split.train) for name, items in lists.items()}
 
 
 def _surface_report(

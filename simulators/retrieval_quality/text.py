@@ -49,7 +49,9 @@ def print_full(console: Console, report: FullReport) -> None:
     console.print(_table(title, report.sources, metrics, published.FULL, caption=caption))
     for source, tuned in report.tuned.items():
         console.print(f"{source}: {tuned.chosen}, best of {tuned.n_tried} on validation ({tuned.validation:.4f})")
-    table = Table("surface", "candidates", "blend", "each source with all places to itself", title="recall of candidates")
+    table = Table(
+        "surface", "candidates", "blend", "each source with all places to itself", title="recall of candidates"
+    )
     for name, surface in report.surfaces.items():
         if surface.blend:
             alone = ", ".join(f"{source} {figures['recall'].mean:.4f}" for source, figures in surface.alone.items())

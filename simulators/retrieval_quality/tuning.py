@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from retrieval import quality
 from retrieval.embeddings import AlsConfig
 from retrieval.items import Item
 from simulators.retrieval_quality.measure import Draw, K, blended
-from simulators.retrieval_quality.methods import Als, Fresh, ItemItem, Method, Rankings, Scores
+from simulators.retrieval_quality.methods import Als, Fresh, ItemItem, Method, Rankings, Scores, Weighting
 from simulators.retrieval_quality.splits import IntArray
 
 BLENDED = ("als", "item_item")
@@ -27,15 +27,15 @@ class Grids:
     factors: tuple[int, ...] = (32, 64)
     regularization: tuple[float, ...] = (5.0, 10.0, 20.0, 40.0)
     alpha: tuple[float, ...] = (1.0, 2.0, 5.0)
-    als_weighting: tuple[str, ...] = ("binary", "rating")
+    als_weighting: tuple[Literal["binary", "rating"], ...] = ("binary", "rating")
     n_neighbours: tuple[int, ...] = (50, 100, 300, 1000)
     shrink: tuple[float, ...] = (0.0, 10.0, 100.0, 1000.0)
-    item_weighting: tuple[str, ...] = ("binary", "rating", "bm25")
+    item_weighting: tuple[Weighting, ...] = ("binary", "rating", "bm25")
 
     def als(self, items: Sequence[Item]) -> list[Method]:
         """List the ALS methods; what is not tuned is as shipped."""
         return [
-            Als(items, AlsConfig(factors=factors, regularization=regularization, alpha=alpha), weighting)  # type: ignore[arg-type]
+            Als(items, AlsConfig(factors=factors, regularization=regularization, alpha=alpha), weighting)
             for factors, regularization, alpha, weighting in itertools.product(
                 self.factors, self.regularization, self.alpha, self.als_weighting
             )
@@ -44,8 +44,10 @@ class Grids:
     def item_item(self) -> list[Method]:
         """List the item-item methods."""
         return [
-            ItemItem(*chosen)  # type: ignore[arg-type]
-            for chosen in itertools.product(self.n_neighbours, self.shrink, self.item_weighting)
+            ItemItem(n_neighbours, shrink, weighting)
+            for n_neighbours, shrink, weighting in itertools.product(
+                self.n_neighbours, self.shrink, self.item_weighting
+            )
         ]
 
 

@@ -10,7 +10,6 @@ import pytest
 from typer.testing import CliRunner
 
 from service.cli import app
-from service.cli.settings import Settings
 from service.config import load_config
 from simulators import retrieval_commands
 from simulators.datasets import fetch, movielens
@@ -44,3 +43,41 @@ def test_the_split_is_that_of_the_published_table(sampled: SampledReport) -> Non
         for metric, value in published.SAMPLED[source].items():
             tolerance = 4 * found[metric].se * 5**0.5 * (1 + 1 / 5) ** 0.5
             assert found[metric].mean == pytest.approx(value, abs=tolerance)
+
+
+def test_als_and_item_item_reach_the_published_hit_rates(sampled: SampledReport) -> None:
+    assert [check.what for check in sampled.checks if not check.holds] == []
+
+
+def test_full_ranking_prefers_what_learns_to_popularity_and_popularity_to_chance(data: movielens.MovieLens) -> None:
+    surfaces = load_config(None, {}).surfaces
+    found = evaluate_full(data, surfaces, n_seeds=2, grids=ONE_POINT, say=lambda _: None)
+    ndcg = {source: metrics["ndcg"].mean for source, metrics in found.sources.items()}
+    for learned in ("als", "als_fold_in", "item_item", "blend"):
+        assert ndcg[learned] > published.FULL["SAR"]["ndcg"] > ndcg["popular"] > ndcg["content"] > ndcg["random"]
+    assert found.surfaces["home"].left_out == []
+    assert found.surfaces["home"].blend["recall"].mean > found.surfaces["home"].alone["popular"]["recall"].mean
+    assert found.index_recall[10].mean > 0.99
+
+
+def test_the_command_prints_json_and_writes_a_page_that_needs_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrieval_commands, "Grids", lambda: ONE_POINT)
+    page = tmp_path / "quality.html"
+    arguments = ["retrieval", "evaluate", "--offline", "--seeds", "2", "--json", "--report", str(page)]
+    result = CliRunner().invoke(app, arguments)
+    figures = json.loads(result.stdout)
+    assert result.exit_code == (0 if all(check["holds"] for check in figures["sampled_negatives"]["checks"]) else 1)
+    assert figures["sampled_negatives"]["sources"]["als"]["hit_rate"]["mean"] > 0.5
+    assert figures["full_ranking"]["published"]["SAR"]["ndcg"] == 0.382
+    assert "MovieLens 100k: GroupLens Research" in result.stderr
+    html = page.read_text()
+    assert "als_fold_in" in html
+    assert 'src="http' not in html
+
+
+def test_a_report_in_a_folder_that_is_missing_is_refused_before_any_work(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["retrieval", "evaluate", "--report", str(tmp_path / "no" / "quality.html")])
+    assert result.exit_code == 2
+    assert "does not exist" in result.stderr
