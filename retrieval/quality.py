@@ -39,12 +39,13 @@ def best_places(scores: FloatArray, k: int) -> IntArray:
 
 def hit_rate(hits: BoolArray) -> FloatArray:
     """Compute 1 for each list with a relevant item in it, else 0: float64 [n] for `hits` bool [n, k]."""
-    return hits.any(axis=1).astype(np.float64)
+    return np.asarray(hits.any(axis=1), dtype=np.float64)
 
 
 def precision(hits: BoolArray) -> FloatArray:
     """Compute the share of each list that is relevant, hits / k: float64 [n] for `hits` bool [n, k]."""
-    return hits.mean(axis=1, dtype=np.float64)
+    shares: FloatArray = hits.sum(axis=1) / float(hits.shape[1])
+    return shares
 
 
 def recall(hits: BoolArray, n_relevant: IntArray) -> FloatArray:
@@ -61,7 +62,8 @@ def recall(hits: BoolArray, n_relevant: IntArray) -> FloatArray:
         ValueError: a row has nothing relevant, or more hits than relevant items.
     """
     _check(hits, n_relevant)
-    return hits.sum(axis=1) / n_relevant.astype(np.float64)
+    shares: FloatArray = hits.sum(axis=1) / n_relevant.astype(np.float64)
+    return shares
 
 
 def ndcg(hits: BoolArray, n_relevant: IntArray) -> FloatArray:

@@ -13,6 +13,7 @@ from retrieval.sources import SourceResult, blend
 from simulators.retrieval_quality.splits import IntArray, Ratings, Split
 
 K = 10
+METRICS = ("hit_rate", "ndcg", "precision", "recall", "coverage", "novelty")
 
 Scores = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]

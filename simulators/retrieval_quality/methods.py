@@ -7,7 +7,7 @@ map and similar items are the production functions on the production arrays.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from retrieval.content import content_matrix
 from retrieval.embeddings import AlsConfig, Embeddings, fold_in, train
 from retrieval.items import Item
 from retrieval.vectors import unit_rows
+from service.offline import TrainingConfig
 from simulators.retrieval_quality.splits import Ratings
 
 Scores = NDArray[np.float64]
@@ -119,6 +120,21 @@ class Als:
             items=self.items,
             config=self.config,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class AlsAsShipped:
+    """ALS with what `hone embeddings train` does unless told otherwise: not tuned, low ratings are no positives."""
+
+    items: Sequence[Item]
+    source: str = "als_shipped"
+
+    def fit(self, ratings: Ratings) -> dict[str, Scores]:
+        """Train on ratings from 3 stars on, which weigh 1, 2, 3."""
+        shipped = TrainingConfig()
+        positives = ratings.take(ratings.value >= shipped.positive_from)
+        confidence = replace(positives, value=positives.value - shipped.positive_from + 1.0)
+        return {"als_shipped": Als(self.items, shipped.als, "rating").fit(confidence)["als"]}
 
 
 @dataclass(frozen=True, slots=True)

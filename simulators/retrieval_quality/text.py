@@ -27,8 +27,9 @@ def print_sampled(console: Console, report: SampledReport) -> None:
     for source, tuned in report.tuned.items():
         console.print(f"{source}: {tuned.chosen}, best of {tuned.n_tried} on validation ({tuned.validation:.4f})")
     for check in report.checks:
-        bound = f"{check.least:.4f}" if check.most is None else f"{check.least:.4f} to {check.most:.4f}"
-        console.print(f"{'holds ' if check.holds else 'MISSED'} {check.what}: {check.value:.4f} ({bound})")
+        bound = f"at least {check.least:.4f}" if check.most is None else f"{check.least:.4f} to {check.most:.4f}"
+        verdict = "holds " if check.holds else "MISSED"
+        console.print(f"{verdict} {check.what}: {check.value.mean:.4f} +- {check.value.se:.4f} ({bound})")
 
 
 def print_full(console: Console, report: FullReport) -> None:
