@@ -51,7 +51,8 @@ def evaluate_command(
     are chosen on validation data. The exit code is 1 when a published hit rate is missed.
     """
     if report is not None and not report.parent.is_dir():
-        raise typer.BadParameter(f"folder {report.parent} does not exist", param_hint="--report")
+        typer.echo(f"hone: --report: folder {report.parent} does not exist", err=True)
+        raise typer.Exit(2)
     stderr = Console(stderr=True)
     data_set = fetching.movielens()
     typer.echo(data_set.notice, err=True)
