@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,14 @@ ONE_POINT = Grids(
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Result, dict[str, Any], str]]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, dict[str, Any], str]:
     """The command run once: its result, its JSON, its page."""
     page = tmp_path_factory.mktemp("report") / "quality.html"
     arguments = ["retrieval", "evaluate", "--offline", "--seeds", "2", "--json", "--report", str(page)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrieval_commands, "Grids", lambda: ONE_POINT)
         result = CliRunner().invoke(app, arguments)
-    yield result, json.loads(result.stdout), page.read_text()
+    return result, json.loads(result.stdout), page.read_text()
 
 
 def test_the_exit_code_says_whether_every_check_holds(found: tuple[Result, dict[str, Any], str]) -> None:
