@@ -28,6 +28,12 @@ ARTICLES = frozenset(
 FILMS_DIGEST = "94cd4843b4c6ba4562c35504508b7a032f2655bf37e63b13076ae76682a290b2"
 """`catalogue_digest` of the 1,682 films."""
 
+GENRES = (
+    "Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical Mystery"
+    " Romance Sci-Fi Thriller War Western"
+).split()
+"""The last columns of the publisher's `u.item`, in their order; one for "unknown" is before them."""
+
 SPELLINGS = {
     "colour": "color", "colours": "colors", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6",
     "seven": "7", "eight": "8", "nine": "9", "ten": "10", "eleven": "11", "twelve": "12",
@@ -37,11 +43,12 @@ SPELLINGS = {
 
 @dataclass(frozen=True, slots=True)
 class MovieLensFilm:
-    """A film of MovieLens: its id, its title as written without the year, its year (None when unknown)."""
+    """A film of MovieLens: its id, its title as written without the year, its year (None when unknown), its genres."""
 
     id: int
     title: str
     year: int | None
+    genres: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,9 @@ def parse_publisher(files: Mapping[str, bytes]) -> MovieLens:
     films = []
     for fields in _rows(files["u.item"], encoding="latin-1", separator="|"):
         title, year = split_year(fields[1])
-        films.append(MovieLensFilm(int(fields[0]), title, year))
+        flags = fields[-len(GENRES) :]
+        genres = tuple(genre for genre, flag in zip(GENRES, flags, strict=True) if flag == "1")
+        films.append(MovieLensFilm(int(fields[0]), title, year, genres))
     users = _rows(files["u.user"], encoding="latin-1", separator="|")
     return MovieLens(_ratings(_rows(files["u.data"], encoding="latin-1", separator="\t")), films, _users(users))
 
@@ -82,10 +91,13 @@ def parse_publisher(files: Mapping[str, bytes]) -> MovieLens:
 def parse_atomic(files: Mapping[str, bytes]) -> MovieLens:
     """Parse `ml-100k.inter`, `ml-100k.item` and `ml-100k.user`: typed headers, UTF-8, tabs."""
     films = []
-    for film_id, written, written_year, *_ in _rows(files["ml-100k.item"], encoding="utf-8", separator="\t")[1:]:
+    rows = _rows(files["ml-100k.item"], encoding="utf-8", separator="\t")[1:]
+    for film_id, written, written_year, written_genres in rows:
         # One title kept its year, because "(V)" follows it there and was taken for the year.
         title, year = split_year(written)
-        films.append(MovieLensFilm(int(film_id), title, int(written_year) if written_year.isdecimal() else year))
+        genres = tuple(genre for genre in written_genres.split(" ") if genre in GENRES)
+        year = int(written_year) if written_year.isdecimal() else year
+        films.append(MovieLensFilm(int(film_id), title, year, genres))
     users = _rows(files["ml-100k.user"], encoding="utf-8", separator="\t")[1:]
     ratings = _rows(files["ml-100k.inter"], encoding="utf-8", separator="\t")[1:]
     return MovieLens(_ratings(ratings), films, _users(users))

@@ -46,13 +46,15 @@ FILM_ROWS = [
     (3, None, "Les Misérables", 1996, "GP", 0.0, "Drama", "1969-12-31", "E F", "v", "French", "France"),
     (4, "tt4", "Alien", 1979, "PG", 121.0, "Sci-Fi", "1979-05-25", "R S", "", "English", "United States"),
 ]
+# "unknown" is the flag before these.
+GENRE_FLAGS = {name: "|".join("01"[genre == name] for genre in movielens.GENRES) for name in ("Action", "Drama", "")}
 PUBLISHER = {
     "u.data": "1\t10\t5\t100\n1\t11\t3\t200\n2\t10\t1\t50\n1\t13\t4\t300\n2\t12\t2\t60\n",
     "u.item": (
-        "10|Matrix, The (1999)|01-Jan-1999||http://x/?a%20(1999)|0|1\n"
-        "11|Misérables, Les (1995)|||http://x|0|1\n"
-        "12|unknown||||1|0\n"
-        "13|Wizard, The (1998) (V)|||http://x|0|1\n"
+        f"10|Matrix, The (1999)|01-Jan-1999||http://x/?a%20(1999)|0|{GENRE_FLAGS['Action']}\n"
+        f"11|Misérables, Les (1995)|||http://x|0|{GENRE_FLAGS['Drama']}\n"
+        f"12|unknown||||1|{GENRE_FLAGS['']}\n"
+        f"13|Wizard, The (1998) (V)|||http://x|0|{GENRE_FLAGS['Drama']}\n"
     ),
     "u.user": "1|24|M|technician|85711\n2|53|F|other|T8H1N\n",
 }
@@ -133,6 +135,8 @@ def test_both_formats_give_the_same_tables() -> None:
     assert published.users == atomic.users
     assert [user.country for user in published.users] == ["US", "CA"]
     assert [(film.id, film.year) for film in published.films] == [(10, 1999), (11, 1995), (12, None), (13, 1998)]
+    assert [film.genres for film in published.films] == [("Action",), ("Drama",), (), ("Drama",)]
+    assert [film.genres for film in atomic.films] == [film.genres for film in published.films]
     assert movielens.catalogue_digest(published.films) == movielens.catalogue_digest(atomic.films)
 
 

@@ -1,0 +1,1 @@
+"""Quality of candidate sources on public data, beside published numbers."""

@@ -1,0 +1,78 @@
+"""`hone retrieval evaluate` on MovieLens 100k, as cached by `make data`; grids of one point and few seeds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from service.cli import app
+from simulators import retrieval_commands
+from simulators.retrieval_quality import published
+from simulators.retrieval_quality.tuning import Grids
+
+ONE_POINT = Grids(
+    factors=(64,), regularization=(20.0,), alpha=(2.0,), als_weighting=("binary",),
+    n_neighbours=(100,), shrink=(10.0,), item_weighting=("bm25",),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, dict[str, Any], str]:
+    """The command run once: its result, its JSON, its page."""
+    page = tmp_path_factory.mktemp("report") / "quality.html"
+    arguments = ["retrieval", "evaluate", "--offline", "--seeds", "2", "--json", "--report", str(page)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieval_commands, "Grids", lambda: ONE_POINT)
+        result = CliRunner().invoke(app, arguments)
+    return result, json.loads(result.stdout), page.read_text()
+
+
+def test_the_exit_code_says_whether_every_check_holds(found: tuple[Result, dict[str, Any], str]) -> None:
+    result, figures, _ = found
+    assert result.exit_code == (0 if all(check["holds"] for check in figures["sampled_negatives"]["checks"]) else 1)
+    assert "MovieLens 100k: GroupLens Research" in result.stderr
+
+
+def test_the_split_is_that_of_the_published_table(found: tuple[Result, dict[str, Any], str]) -> None:
+    # 390 / 941 is the published .4145 of popularity, 578 / 941 the published .6142 of ALS: there were 941 users.
+    sampled = found[1]["sampled_negatives"]
+    assert (sampled["n_users"], sampled["n_items"], sampled["n_train"]) == (941, 1349, 99_249 - 941)
+    # A draw of negatives moves the hit rate of popularity by .005; the other rule for ties would move it by .046.
+    assert sampled["sources"]["popular"]["hit_rate"]["mean"] == pytest.approx(0.4145, abs=0.02)
+    assert sampled["sources"]["random"]["hit_rate"]["mean"] == pytest.approx(0.1, abs=0.04)
+
+
+def test_what_learns_is_no_worse_than_published(found: tuple[Result, dict[str, Any], str]) -> None:
+    sources = found[1]["sampled_negatives"]["sources"]
+    for source in ("als", "item_item"):
+        assert sources[source]["hit_rate"]["mean"] > published.SAMPLED[source]["hit_rate"] - 0.02
+
+
+def test_full_ranking_prefers_what_learns_to_popularity_and_popularity_to_chance(
+    found: tuple[Result, dict[str, Any], str],
+) -> None:
+    full = found[1]["full_ranking"]
+    ndcg = {source: metrics["ndcg"]["mean"] for source, metrics in full["sources"].items()}
+    for learned in ("als", "als_fold_in", "item_item", "blend"):
+        assert ndcg[learned] > published.FULL["SAR"]["ndcg"] > ndcg["popular"] > ndcg["content"] > ndcg["random"]
+    home = full["surfaces"]["home"]
+    assert home["left_out"] == []
+    assert home["blend"]["recall"]["mean"] > home["alone"]["popular"]["recall"]["mean"]
+    assert full["index_recall"]["10"]["mean"] > 0.99
+
+
+def test_the_page_holds_the_figures_and_needs_no_network(found: tuple[Result, dict[str, Any], str]) -> None:
+    page = found[2]
+    assert "als_fold_in" in page
+    assert 'src="http' not in page
+
+
+def test_a_report_in_a_folder_that_is_missing_is_refused_before_any_work(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["retrieval", "evaluate", "--report", str(tmp_path / "no" / "quality.html")])
+    assert result.exit_code == 2
+    assert "does not exist" in result.stderr
