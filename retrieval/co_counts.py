@@ -1,8 +1,8 @@
 """Count which items the same people like, from their events one by one. Pure: no clock, no store.
 
-A user's liking of an item weighs w = 2^(-age / half-life), a pair of items sqrt(w_i w_j): the cosine of two items is then
-that of two decayed vectors, and never above 1. While nothing outgrows a bound the sums do not depend on the order of
-events; beyond, what is forgotten is a function of the events in their order.
+A user's liking of an item weighs w = 2^(-age / half-life), a pair of items sqrt(w_i w_j): the cosine of two items is
+then that of two decayed vectors, and never above 1. While nothing outgrows a bound the sums do not depend on the order
+of events; beyond, what is forgotten is a function of the events in their order.
 """
 
 from __future__ import annotations

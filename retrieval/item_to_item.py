@@ -211,7 +211,7 @@ class ItemToItem:
             places = np.concatenate([places, self._history.items[run]])
             counts = np.concatenate([counts, self._history.counts[run]])
         distinct, inverse = np.unique(places, return_inverse=True)
-        co = np.bincount(inverse, weights=counts, minlength=len(distinct))
+        co = np.bincount(inverse, weights=counts, minlength=len(distinct)).astype(np.float64)
         users = self._users(np.append(distinct, place), now_ms)
         return distinct, similarity(co, float(users[-1]), users[:-1])
 

@@ -95,7 +95,7 @@ class ItemsView:
         else:
             deleted = self.catalogue.delete(change.item_id)
             if deleted is not None:
-                self.retriever.remove(deleted)
+                self.retriever.remove(deleted, change.item_id)
                 self.statistics.release(deleted, change.item_id)
 
 

@@ -33,6 +33,7 @@ from service.feature_records import (
     profile_digest,
     seconds_since,
     state_showings,
+    tired_of,
     user_record,
     viewer_age,
 )
@@ -227,6 +228,8 @@ class Recommender:
         now_ms: int,
     ) -> CandidateQuery:
         hidden_ids = {*request.exclude, *(state.consumed if surface.seen == "drop" else ())}
+        if surface.fatigue:
+            hidden_ids |= tired_of(state, surface.fatigue, now_ms=now_ms)
         if request.seed_item_id:
             if self._items.catalogue.row(request.seed_item_id) is None:
                 raise InvalidRequest(f"unknown item {request.seed_item_id!r}", path="$.seed_item_id")

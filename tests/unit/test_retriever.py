@@ -69,7 +69,7 @@ class Shop:
     def delete(self, item_id: str) -> None:
         row = self.catalogue.delete(item_id)
         assert row is not None
-        self.retriever.remove(row)
+        self.retriever.remove(row, item_id)
 
     def rank(self, *, now_ms: int = NOW_MS) -> None:
         n = len(self.catalogue.item_ids)
