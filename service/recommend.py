@@ -214,6 +214,7 @@ class Recommender:
             schema=self._schema.version,
             item_stats=self._items.statistics.position,
             item_stats_as_of=self._items.statistics.as_of,
+            item_pairs=self._items.pairs.position,
             salt=1,
             numerics=numerics_fingerprint(),
             explorer=explorer,
