@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 
@@ -112,7 +114,7 @@ class PairCounting:
             await self._log.publish(ITEM_PAIRS_STREAM, self._epoch, encode(entry), is_whole=entry.is_whole)
         self._n_since_whole = 0 if is_whole or n_since is None else n_since + len(item_ids)
 
-    def _pack(self, counted: list[Counted], as_of: Position | None, *, is_whole: bool) -> ItemPairs:
+    def _pack(self, counted: Sequence[Counted], as_of: Position | None, *, is_whole: bool) -> ItemPairs:
         return pack_pairs(
             counted,
             epoch=self._epoch,
