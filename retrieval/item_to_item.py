@@ -179,7 +179,8 @@ class ItemToItem:
         places = np.fromiter(map(self._place, partners), dtype=np.int32, count=len(partners))
         self._live_users[place] = n_users
         self._live_at_ms[place] = at_ms
-        self._live[place] = (places, counts)
+        # A view would keep everything alive that came in the same message.
+        self._live[place] = (places, counts.copy())
 
     def also_liked(self, seeds: Iterable[tuple[str, float]], *, now_ms: int) -> tuple[Int32Array, NDArray[np.float32]]:
         """Find what users of the seeds also liked.

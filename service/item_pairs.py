@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from bandit.joining import Position
 from retrieval.co_counts import CoCounts
@@ -41,7 +42,7 @@ def pack_pairs(
 
 def unpack_pairs(
     pairs: ItemPairs,
-) -> list[tuple[str, float, int, list[str], np.ndarray[tuple[int], np.dtype[np.float64]]]]:
+) -> list[tuple[str, float, int, list[str], npt.NDArray[np.float64]]]:
     """Return each item with its users, the time of its counts, its partners and the counts with them.
 
     Raises:
@@ -49,7 +50,8 @@ def unpack_pairs(
     """
     n_users = np.frombuffer(pairs.n_users, dtype="<f8")
     counted_at = np.frombuffer(pairs.counted_at, dtype="<i8")
-    ends = np.cumsum(np.frombuffer(pairs.n_partners, dtype="<i4"))
+    sizes = np.frombuffer(pairs.n_partners, dtype="<i4")
+    ends = np.cumsum(sizes)
     partners = np.frombuffer(pairs.partners, dtype="<i4")
     counts = np.frombuffer(pairs.counts, dtype="<f8")
     n, m = len(n_users), len(partners)
@@ -59,7 +61,7 @@ def unpack_pairs(
     names = [pairs.ids[place] for place in partners.tolist()]
     return [
         (pairs.ids[i], float(n_users[i]), int(counted_at[i]), names[start:end], counts[start:end])
-        for i, (start, end) in enumerate(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True))
+        for i, (start, end) in enumerate(zip((ends - sizes).tolist(), ends.tolist(), strict=True))
     ]
 
 
