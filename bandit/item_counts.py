@@ -38,6 +38,7 @@ class _Shown:
     first_position: Position
     shown_at_ms: int
     item_ids: Sequence[str]
+    user_key: str
     worth: Worth
     window_ms: int
     clicked: set[int] = field(default_factory=set)
@@ -53,9 +54,13 @@ class ItemCounter:
     Args:
         half_life_ms: time in which a count halves.
         window_ms: the longest attribution window.
+        on_click: told of a slot's first positive event: user key, item, and when it was accepted.
     """
 
-    def __init__(self, *, half_life_ms: float, window_ms: int) -> None:
+    def __init__(
+        self, *, half_life_ms: float, window_ms: int, on_click: Callable[[str, str, int], None] | None = None
+    ) -> None:
+        self._on_click = on_click
         self._half_life_ms = half_life_ms
         self._window_ms = window_ms
         self._counts: dict[str, Counts] = {}
@@ -75,6 +80,7 @@ class ItemCounter:
         item_ids: Sequence[str],
         worth: Worth,
         window_ms: int,
+        user_key: str = "",
     ) -> None:
         """Count a showing of every item; a decision that is still open counts once."""
         self.advance(position[0])
@@ -86,6 +92,7 @@ class ItemCounter:
             first_position=min((at for at, _ in early), default=position),
             shown_at_ms=shown_at_ms,
             item_ids=item_ids,
+            user_key=user_key,
             worth=worth,
             window_ms=window_ms,
         )
@@ -159,6 +166,8 @@ class ItemCounter:
         is_click = reward > 0.0 and slot not in shown.clicked
         if is_click:
             shown.clicked.add(slot)
+            if self._on_click is not None:
+                self._on_click(event.user_key or shown.user_key, shown.item_ids[slot], liked_at(position, event))
         self._add(shown.item_ids[slot], shown.shown_at_ms, n_clicks=float(is_click), n_rewards=reward)
 
     def _add(
@@ -180,6 +189,11 @@ class ItemCounter:
         counts.n_clicks += weight * n_clicks
         counts.n_rewards += weight * n_rewards
         self._changed.add(item_id)
+
+
+def liked_at(position: Position, event: JoinEvent) -> int:
+    """Return when an event was accepted, by the journal where the accepting clock is ahead of it."""
+    return min(event.accepted_at_ms or position[0], position[0])
 
 
 def decay(age_ms: float, half_life_ms: float) -> float:

@@ -25,8 +25,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from retrieval.content_space import ContentSpace
 from retrieval.embeddings import Embeddings
 from retrieval.index import HnswConfig, HnswIndex
+from retrieval.item_to_item import Neighbours
 from retrieval.vectors import Metric
 
 SCHEMA_VERSION = 1
@@ -37,6 +39,11 @@ INDEX_METRICS: dict[str, Metric] = {"als": "ip", "similar": "cosine"}
 
 _ARRAYS = ("item_vectors", "n_interactions", "user_vectors", "gram", "content_map")
 _ID_LISTS = ("item_ids", "user_ids")
+# Parts of embeddings that may be missing, with their arrays; files are named by both.
+_PARTS: dict[str, tuple[type[ContentSpace | Neighbours], tuple[str, ...]]] = {
+    "content": (ContentSpace, ("projection", "vectors", "digests")),
+    "neighbours": (Neighbours, ("n_users", "ends", "items", "counts")),
+}
 _VERSION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
@@ -53,12 +60,14 @@ class Bundle:
         embeddings: Arrays mapped from the files, shared between the processes of a machine and read-only.
         als: Inner products over the item vectors; labels are positions in `embeddings.item_ids`.
         similar: Cosines over the item vectors; the same labels.
+        content: Cosines over the content vectors; the same labels. None when the embeddings have no content space.
     """
 
     version: str
     embeddings: Embeddings
     als: HnswIndex
     similar: HnswIndex
+    content: HnswIndex | None = None
 
 
 def write_bundle(
@@ -143,6 +152,10 @@ def load_bundle(
     manifest = _read_manifest(folder, version, hmac_key)
     expected = {f"{name}.npy" for name in _ARRAYS} | {f"{name}.msgpack" for name in _ID_LISTS}
     expected |= {f"{name}.hnsw" for name in INDEX_METRICS}
+    for part, (_, names) in _PARTS.items():
+        files = {f"{part}_{name}.npy" for name in names} | ({"content.hnsw"} if part == "content" else set())
+        if files & set(manifest["files"]):
+            expected |= files
     if set(manifest["files"]) != expected:
         raise BundleError(f"bundle {version} must list {sorted(expected)}, got {sorted(manifest['files'])}")
     for name, digest in manifest["files"].items():
@@ -200,7 +213,7 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scalars = np.asarray([embeddings.alpha0, embeddings.regularization])
     ids = {name: np.frombuffer(msgspec.msgpack.encode(getattr(embeddings, name)), np.uint8) for name in _ID_LISTS}
-    arrays = {name: getattr(embeddings, name) for name in _ARRAYS}
+    arrays = {name: getattr(embeddings, name) for name in _ARRAYS} | _part_arrays(embeddings)
     replacement = path.with_name(f".{path.name}.new")
     _write(replacement, lambda file: np.savez(file, allow_pickle=False, fold_in=scalars, **ids, **arrays))
     replacement.replace(path)
@@ -218,7 +231,7 @@ def read_embeddings(path: Path) -> Embeddings:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             ids = {name: msgspec.msgpack.decode(file[name].tobytes(), type=list[str]) for name in _ID_LISTS}
             alpha0, regularization = (float(value) for value in file["fold_in"])
-            arrays = {name: file[name] for name in _ARRAYS}
+            arrays = {name: file[name] for name in file.files if name not in (*_ID_LISTS, "fold_in")}
         return _embeddings(ids, arrays, alpha0=alpha0, regularization=regularization)
     except Exception as error:  # a damaged zip raises many types
         raise BundleError(f"embeddings file {path} cannot be read: {error}") from error
@@ -278,8 +291,9 @@ def _read_manifest(folder: Path, version: str, hmac_key: bytes | None) -> dict[s
 
 
 def _write_files(folder: Path, embeddings: Embeddings, config: HnswConfig) -> dict[str, float]:
-    for name in _ARRAYS:
-        _write(folder / f"{name}.npy", partial(_save_array, array=getattr(embeddings, name)))
+    arrays = {name: getattr(embeddings, name) for name in _ARRAYS} | _part_arrays(embeddings)
+    for name, array in arrays.items():
+        _write(folder / f"{name}.npy", partial(_save_array, array=array))
     for name in _ID_LISTS:
         (folder / f"{name}.msgpack").write_bytes(msgspec.msgpack.encode(getattr(embeddings, name)))
     bounds = {}
@@ -287,6 +301,8 @@ def _write_files(folder: Path, embeddings: Embeddings, config: HnswConfig) -> di
         index = HnswIndex.build(embeddings.item_vectors, metric=metric, config=config)
         index.save(folder / f"{name}.hnsw")
         bounds[name] = index.norm_bound
+    if embeddings.content is not None:
+        HnswIndex.build(embeddings.content.vectors, metric="cosine", config=config).save(folder / "content.hnsw")
     return bounds
 
 
@@ -294,7 +310,8 @@ def _load_files(folder: Path, manifest: dict[str, Any], config: HnswConfig | Non
     ids = {
         name: msgspec.msgpack.decode((folder / f"{name}.msgpack").read_bytes(), type=list[str]) for name in _ID_LISTS
     }
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
+    names = [name.removesuffix(".npy") for name in manifest["files"] if name.endswith(".npy")]
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
     embeddings = _embeddings(ids, arrays, alpha0=manifest["alpha0"], regularization=manifest["regularization"])
     counts = {"n_items": len(embeddings.item_ids), "n_users": len(embeddings.user_ids)}
     for name, count in counts.items():
@@ -311,12 +328,37 @@ def _load_files(folder: Path, manifest: dict[str, Any], config: HnswConfig | Non
         )
         for name, metric in INDEX_METRICS.items()
     }
-    return Bundle(manifest["version"], embeddings, indexes["als"], indexes["similar"])
+    content = None
+    if embeddings.content is not None:
+        content = HnswIndex.load(
+            folder / "content.hnsw",
+            dimension=embeddings.content.dimension,
+            n=manifest["n_items"],
+            metric="cosine",
+            norm_bound=1.0,
+            config=config,
+        )
+    return Bundle(manifest["version"], embeddings, indexes["als"], indexes["similar"], content)
+
+
+def _part_arrays(embeddings: Embeddings) -> dict[str, NDArray[Any]]:
+    parts = {part: getattr(embeddings, part) for part in _PARTS}
+    return {
+        f"{part}_{name}": getattr(parts[part], name)
+        for part, (_, names) in _PARTS.items()
+        for name in names
+        if parts[part] is not None
+    }
 
 
 def _embeddings(
     ids: dict[str, list[str]], arrays: dict[str, NDArray[Any]], *, alpha0: float, regularization: float
 ) -> Embeddings:
+    parts: dict[str, Any] = {
+        part: kind(**{name: arrays[f"{part}_{name}"] for name in names})
+        for part, (kind, names) in _PARTS.items()
+        if f"{part}_{names[0]}" in arrays
+    }
     return Embeddings(
         item_ids=ids["item_ids"],
         item_vectors=arrays["item_vectors"],
@@ -327,6 +369,7 @@ def _embeddings(
         content_map=arrays["content_map"],
         alpha0=alpha0,
         regularization=regularization,
+        **parts,
     )
 
 

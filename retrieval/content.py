@@ -7,6 +7,7 @@ fitted on, and a vector can be computed for one item alone.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 
 import mmh3
@@ -18,7 +19,11 @@ from retrieval.items import Attribute, Item
 
 DEFAULT_BUCKETS = 2048
 NUMERIC_STEPS_PER_DOUBLING = 2
-"""Buckets of a plain number between x and 2x: 90 and 120 minutes are neighbours, 90 and 180 are not."""
+"""Buckets of a plain number above 1 between x and 2x: 90 and 120 minutes are neighbours, 90 and 180 are not."""
+NUMERIC_STEPS_PER_UNIT = 6
+"""Buckets of a number from 0 to 1, for shares such as energy: 0.8 and 0.9 are neighbours, 0.2 and 0.6 are not."""
+MAX_WORDS_OF_A_NAME = 4
+"""Text of more words is prose: its words are features, not the whole."""
 
 
 def feature_weights(item: Item) -> dict[str, float]:
@@ -27,11 +32,13 @@ def feature_weights(item: Item) -> dict[str, float]:
     Every attribute has the same total energy, however many values it lists, so that five actors do not outvote one
     language. The title is never a feature.
 
-    - text: `language=French`; a list: one feature a value (`genres=Drama`), each weighing 1/sqrt(number of values);
+    - text: `language=French`; of more than four words: one feature a word (`plot:heist`), as of a list;
+    - a list: one feature a value (`genres=Drama`), each weighing 1/sqrt(number of values);
     - a boolean: `subtitled=true`;
     - `year` (or a name that ends in `_year`): its decade, `decade=1990` (`made_decade=1990` for `made_year`);
-    - any other number: logarithmic buckets shared linearly between the two nearest (`runtime~13`), so that nearly
-      equal numbers have nearly equal vectors;
+    - any other number: buckets, even up to 1 and logarithmic above, shared linearly between the two nearest
+      (`runtime~17`), so that nearly equal numbers have nearly equal vectors: a tempo of 120 beside 124, an energy of
+      0.8 beside 0.82;
     - the creator: `creator=Agnes Varda`.
 
     Empty text, NaN and infinities give no feature.
@@ -102,7 +109,11 @@ def _attribute_features(name: str, value: Attribute) -> Iterator[tuple[str, floa
     if isinstance(value, bool):
         yield f"{name}={'true' if value else 'false'}", 1.0
     elif isinstance(value, str):
-        if value:
+        words = dict.fromkeys(re.findall(r"\w+", value.casefold()))
+        if len(words) > MAX_WORDS_OF_A_NAME:
+            for word in words:
+                yield f"{name}:{word}", 1.0 / math.sqrt(len(words))
+        elif value:
             yield f"{name}={value}", 1.0
     elif isinstance(value, list):
         distinct = list(dict.fromkeys(entry for entry in value if entry))
@@ -116,7 +127,11 @@ def _numeric_features(name: str, value: float) -> Iterator[tuple[str, float]]:
     if name == "year" or name.endswith("_year"):
         yield f"{name.removesuffix('year')}decade={math.floor(value / 10) * 10}", 1.0
         return
-    position = math.copysign(NUMERIC_STEPS_PER_DOUBLING * math.log2(1.0 + abs(value)), value)
+    size = abs(value)
+    position = NUMERIC_STEPS_PER_UNIT * min(size, 1.0)
+    if size > 1.0:
+        position += NUMERIC_STEPS_PER_DOUBLING * (math.log2(1.0 + size) - 1.0)
+    position = math.copysign(position, value)
     below = math.floor(position)
     share = position - below
     if share < 1.0:

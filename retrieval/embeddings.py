@@ -16,6 +16,8 @@ from scipy.linalg import lapack
 from threadpoolctl import threadpool_limits
 
 from retrieval.content import DEFAULT_BUCKETS, content_matrix, content_vector
+from retrieval.content_space import ContentSpace
+from retrieval.item_to_item import Neighbours
 from retrieval.items import Item
 
 
@@ -56,6 +58,8 @@ class Embeddings:
         content_map: float32 [F, d]; content features times this is a vector.
         alpha0: Weight of an unobserved item against a positive, the fold-in that matches this training.
         regularization: Ridge penalty of the fold-in that matches this training.
+        content: Where the same items lie by content; None when it was not built.
+        neighbours: Of the same items, by common users; None when they were not computed.
     """
 
     item_ids: list[str]
@@ -67,6 +71,8 @@ class Embeddings:
     content_map: NDArray[np.float32]
     alpha0: float
     regularization: float
+    content: ContentSpace | None = None
+    neighbours: Neighbours | None = None
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not fit together.
@@ -86,6 +92,13 @@ class Embeddings:
             got = getattr(self, name).shape
             if got != shape:
                 raise ValueError(f"{name} must have shape {list(shape)}, got {list(got)}")
+        counted = {
+            "content": None if self.content is None else len(self.content.digests),
+            "neighbours": None if self.neighbours is None else len(self.neighbours.n_users),
+        }
+        for name, n in counted.items():
+            if n not in (None, len(self.item_ids)):
+                raise ValueError(f"{name} must be of {len(self.item_ids)} items, got {n}")
 
     @property
     def dimension(self) -> int:

@@ -163,13 +163,14 @@ class SourceConfig(Section, frozen=True, kw_only=True):
     """One candidate source of a surface.
 
     Attributes:
-        name: als (user vector), similar (seed item or last positive interaction), popular, trending (clicks of now),
-            fresh (newest listed), under_explored (drawn; young and rarely shown items more often) or random (a keyed
-            sample; keeps every item reachable).
+        name: als (user vector), similar (vectors near the seed item or the last positive interaction), also_liked (what
+            users of the seed item or of the newest liked items also liked), content (what is like them by attributes),
+            popular, trending (clicks of now), fresh (newest listed), under_explored (drawn; young and rarely shown
+            items more often) or random (a keyed sample; keeps every item reachable).
         quota: Candidates it contributes at most before room is shared out.
     """
 
-    name: Literal["als", "similar", "popular", "trending", "fresh", "under_explored", "random"]
+    name: Literal["als", "similar", "also_liked", "content", "popular", "trending", "fresh", "under_explored", "random"]
     quota: Count
 
 
@@ -183,6 +184,18 @@ class AgeGate(Section, frozen=True, kw_only=True):
 
     unknown_item_min_age: int = 18
     unknown_user_age: int = 18
+
+
+class Fatigue(Section, frozen=True, kw_only=True):
+    """Drop what a user was shown again and again and never took up.
+
+    Attributes:
+        max_shown: An item that was shown so often within the window is dropped.
+        window_s: How far back showings count, in seconds.
+    """
+
+    max_shown: Count
+    window_s: Seconds = 86_400.0
 
 
 class Campaign(Section, frozen=True, kw_only=True):
@@ -248,6 +261,7 @@ class SurfaceConfig(Section, frozen=True, kw_only=True):
         n_candidates: Candidates after blending.
         max_n: Largest slate a caller may ask for.
         seen: What happens to consumed items: `drop` or `keep`.
+        fatigue: Drops what was shown too often without a positive event; missing switches it off.
         age_gate: Missing switches it off.
         exploration: Policy parameters.
         rules: In order of importance; the last gives way first.
@@ -262,6 +276,7 @@ class SurfaceConfig(Section, frozen=True, kw_only=True):
     n_candidates: Annotated[int, Meta(ge=1, le=10_000)] = 300
     max_n: Annotated[int, Meta(ge=1, le=1000)] = 100
     seen: Literal["drop", "keep"] = "drop"
+    fatigue: Fatigue | None = None
     age_gate: AgeGate | None = None
     exploration: Exploration = msgspec.field(default_factory=Epsilon)
     rules: list[Rule] = []
@@ -350,6 +365,12 @@ class Config(Section, frozen=True, kw_only=True):
                 raise ValueError(
                     f"feature {feature.name!r} needs {feature.source!r} for {needed_s:g} s, "
                     f"the store keeps it for {kept_s[feature.source]:g} s"
+                )
+        for name, surface in self.surfaces.items():
+            if surface.fatigue and surface.fatigue.window_s > self.store.impressions_ttl_s:
+                raise ValueError(
+                    f"surface {name!r}: fatigue.window_s is {surface.fatigue.window_s:g} s, "
+                    f"store.impressions_ttl_s keeps impressions for {self.store.impressions_ttl_s} s"
                 )
         if self.features.impressions_window_s > self.store.impressions_ttl_s:
             raise ValueError(

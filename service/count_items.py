@@ -8,12 +8,13 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
-from bandit.item_counts import Counts, ItemCounter
+from bandit.item_counts import Counts, ItemCounter, liked_at
 from bandit.joining import JoinEvent, Position
 from service.config import Config
+from service.count_pairs import PairCounting
 from service.due import is_due
 from service.failpoints import reach
-from service.item_statistics import ITEM_STATS_STREAM, unpack_stats
+from service.item_statistics import ITEM_STATS_STREAM, as_of_text, unpack_stats
 from service.messages import ItemStats, encode
 from service.ports import ChangeLog
 
@@ -36,6 +37,10 @@ class ShownDecision(Protocol):
     @property
     def event_id(self) -> str:
         """Return its id."""
+
+    @property
+    def user_key(self) -> str:
+        """Return for whom; empty for nobody in particular."""
 
     @property
     def surface(self) -> str:
@@ -61,9 +66,12 @@ class ItemCounting:
     def __init__(self, *, config: Config, log: ChangeLog) -> None:
         self._policies = {name: surface.reward for name, surface in config.surfaces.items()}
         self._log = log
+        self._pairs = PairCounting(log)
         windows_ms = [int(policy.window_s * 1000) for policy in self._policies.values()]
         self._counter = ItemCounter(
-            half_life_ms=config.features.half_life_s * 1000, window_ms=max(windows_ms, default=600_000)
+            half_life_ms=config.features.half_life_s * 1000,
+            window_ms=max(windows_ms, default=600_000),
+            on_click=self._pairs.add,
         )
         self._epoch = 0
         self._as_of: Position | None = None
@@ -81,6 +89,7 @@ class ItemCounting:
                 event_id=decision.event_id,
                 shown_at_ms=decision.decided_at_unix_ms,
                 item_ids=[slot.item_id for slot in decision.slots],
+                user_key=decision.user_key,
                 worth=policy.reward,
                 window_ms=int(policy.window_s * 1000),
             )
@@ -89,6 +98,13 @@ class ItemCounting:
         """Count an event."""
         self._as_of = position
         self._counter.add_event(position, event)
+        if event.event_id is None and event.item_id is not None and self._is_positive(event):
+            # It names no decision, so no slot was clicked; that the user likes the item counts all the same.
+            self._pairs.add(event.user_key, event.item_id, liked_at(position, event))
+
+    def forget_user(self, user_key: str) -> None:
+        """Forget what an erased user liked; counts over users stay."""
+        self._pairs.forget_user(user_key)
 
     def advance(self, position: Position) -> None:
         """Take note of an entry that counts nothing."""
@@ -100,11 +116,17 @@ class ItemCounting:
         return self._counter.oldest_open()
 
     def checkpoint(self) -> bytes:
-        """Return every count, to `restore` from."""
+        """Return every count of items, to `restore` from."""
         return encode(self._stats(self._everything(), is_whole=True))
 
-    def restore(self, stored: bytes) -> None:
-        """Take the counts of a checkpoint, after the open decisions were read again."""
+    def checkpoint_pairs(self) -> bytes:
+        """Return every count of pairs, to `restore` from."""
+        return self._pairs.checkpoint(self._as_of)
+
+    def restore(self, stored: bytes, stored_pairs: bytes) -> None:
+        """Take the counts of a checkpoint, after the open decisions were read again; an older one has no pairs."""
+        if stored_pairs:
+            self._pairs.restore(stored_pairs)
         stats = msgspec.msgpack.decode(stored, type=ItemStats)
         arrays = zip(*(array.tolist() for array in unpack_stats(stats)), strict=True)
         self._counter.restore(
@@ -126,6 +148,7 @@ class ItemCounting:
         """
         self._epoch = await self._log.take_epoch(ITEM_STATS_STREAM, at_least=epoch)
         await self._publish(is_whole=True)
+        await self._pairs.start(epoch, self._as_of)
 
     async def publish(self, now_ms: int) -> None:
         """Publish what changed, at most every second.
@@ -138,6 +161,7 @@ class ItemCounting:
         if is_time and self._as_of != self._published_as_of:
             self._published_at_ms = now_ms
             await self._publish(is_whole=self._n_since_whole in (0, _WHOLE_EVERY))
+        await self._pairs.publish(now_ms, self._as_of)
 
     async def _publish(self, *, is_whole: bool) -> None:
         changed = self._counter.take_changed()
@@ -151,6 +175,11 @@ class ItemCounting:
             reach("counting.published")
             self._n_since_whole = n_since_whole + 1
         self._published_as_of = as_of
+
+    def _is_positive(self, event: JoinEvent) -> bool:
+        """Return whether the first declared surface that names the event's type rewards it."""
+        worths = (policy.reward(event.event_type, event.value) for policy in self._policies.values())
+        return next((worth for worth in worths if worth is not None), 0.0) > 0.0
 
     def _everything(self) -> list[tuple[str, Counts]]:
         return list(self._counter.items(self._as_of[0] if self._as_of else 0))
@@ -172,15 +201,6 @@ class ItemCounting:
 def counting_model(config: Config) -> str | None:
     """Return the model whose learner counts: the first that ranks; None without models."""
     return min((name for name, model in config.models.items() if not model.arguments), default=None)
-
-
-def as_of_text(position: Position | None) -> str:
-    """Return a journal position as it is logged; empty for none.
-
-    >>> as_of_text((1_795_382_944_962, 0, 3))
-    '1795382944962-0-3'
-    """
-    return "" if position is None else "-".join(map(str, position))
 
 
 def parse_as_of(text: str) -> Position | None:

@@ -77,6 +77,7 @@ StepPoint = Literal[
     "learner.heartbeat",
     "counting.publish",
     "counting.published",
+    "counting.publish_pairs",
     "archiver.rebuild",
     "archiver.write",
     "archiver.written",

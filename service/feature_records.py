@@ -10,6 +10,7 @@ import msgspec
 
 from bandit.features import FeatureSchema, attribute_shares
 from retrieval.items import Item
+from service.config import Fatigue
 from service.errors import InvalidRequest
 from service.messages import UserProfile
 from service.numerics import keyed_digest
@@ -87,6 +88,13 @@ def user_record(
 def state_showings(state: UserState, *, schema: FeatureSchema, now_ms: int) -> Showings:
     """Return what was shown to the user within the declared window."""
     return showings(state.impressions, now_ms=now_ms, window_ms=schema.impressions_window_s * 1000)
+
+
+def tired_of(state: UserState, fatigue: Fatigue, *, now_ms: int) -> set[str]:
+    """Return the items that were shown too often within the window, but for those with a positive event remembered."""
+    n_seen = showings(state.impressions, now_ms=now_ms, window_ms=fatigue.window_s * 1000).n_seen
+    often = {item_id for item_id, n in n_seen.items() if n >= fatigue.max_shown}
+    return often - state.consumed - set(liked_items(state))
 
 
 def seconds_since(at_ms: int, now_ms: int) -> float:

@@ -12,11 +12,19 @@ import structlog
 from service.config import ConfigError
 from service.errors import StoreUnavailable
 from service.failpoints import reach
+from service.item_pairs import ITEM_PAIRS_STREAM
 from service.item_statistics import ITEM_STATS_STREAM
 from service.items_view import ITEMS_STREAM, ItemsView
 from service.journal_reader import entry_order
 from service.live_config import CONFIG_STREAM, LiveConfig
-from service.messages import ConfigOverride, ModelSnapshot, WeightDelta, item_change_decoder, item_stats_decoder
+from service.messages import (
+    ConfigOverride,
+    ModelSnapshot,
+    WeightDelta,
+    item_change_decoder,
+    item_pairs_decoder,
+    item_stats_decoder,
+)
 from service.metrics import Metrics
 from service.ports import ChangeLog, Entry, ModelStore
 
@@ -89,6 +97,7 @@ class Follower:
         self._after = {
             ITEMS_STREAM: items.position,
             ITEM_STATS_STREAM: items.statistics.position,
+            ITEM_PAIRS_STREAM: items.pairs.position,
             CONFIG_STREAM: "0-0",
             **dict.fromkeys(self._served, "0-0"),
         }
@@ -147,6 +156,9 @@ class Follower:
             elif entry.stream == ITEM_STATS_STREAM:
                 self._apply_statistics(entry)
                 self._after[entry.stream] = entry.entry_id
+            elif entry.stream == ITEM_PAIRS_STREAM:
+                self._apply_pairs(entry)
+                self._after[entry.stream] = entry.entry_id
             elif entry.stream == CONFIG_STREAM:
                 self._apply_override(entry)
                 self._after[entry.stream] = entry.entry_id
@@ -193,6 +205,13 @@ class Follower:
                 _log.warning("follow.replaced_learner", entry_id=entry.entry_id)
         except (msgspec.MsgspecError, ValueError) as error:
             _log.error("follow.statistics_refused", entry_id=entry.entry_id, error=str(error))
+
+    def _apply_pairs(self, entry: Entry) -> None:
+        try:
+            if not self._items.pairs.apply(entry.entry_id, item_pairs_decoder.decode(entry.payload)):
+                _log.warning("follow.replaced_learner", entry_id=entry.entry_id)
+        except (msgspec.MsgspecError, ValueError) as error:
+            _log.error("follow.pairs_refused", entry_id=entry.entry_id, error=str(error))
 
     def _apply_override(self, entry: Entry) -> None:
         try:

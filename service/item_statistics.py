@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bandit.item_counts import MAX_HALF_LIVES, NEGLIGIBLE
+from bandit.joining import Position
 from service.messages import ItemStats
 
 ITEM_STATS_STREAM = "hone:itemstats"
@@ -88,6 +89,15 @@ class ItemStatistics:
             if row is not None:
                 self._place_of_row[row] = place
         return place
+
+
+def as_of_text(position: Position | None) -> str:
+    """Return a journal position as it is logged; empty for none.
+
+    >>> as_of_text((1_795_382_944_962, 0, 3))
+    '1795382944962-0-3'
+    """
+    return "" if position is None else "-".join(map(str, position))
 
 
 def unpack_stats(

@@ -14,6 +14,7 @@ from bandit.vw_format import Float32Array, UInt32Array, encode
 from retrieval.catalogue import Catalogue
 from retrieval.rankings import ItemArrays, RankingConfig, Rankings, build_rankings
 from service.feature_records import item_record
+from service.item_pairs import FollowedPairs
 from service.item_statistics import ItemStatistics
 from service.messages import ItemChange, ItemUpsert
 from service.retriever import Retriever
@@ -58,6 +59,7 @@ class ItemsView:
         self.catalogue: Catalogue = retriever.catalogue
         self.features = ItemFeatureTable(schema)
         self.statistics = ItemStatistics(half_life_ms=schema.half_life_s * 1000)
+        self.pairs = FollowedPairs(retriever.item_to_item)
         self.position = "0-0"
 
     @property
@@ -95,7 +97,7 @@ class ItemsView:
         else:
             deleted = self.catalogue.delete(change.item_id)
             if deleted is not None:
-                self.retriever.remove(deleted)
+                self.retriever.remove(deleted, change.item_id)
                 self.statistics.release(deleted, change.item_id)
 
 

@@ -13,7 +13,7 @@ from bandit.rewards import RewardPolicy
 from service.count_items import ItemCounting
 from service.joins import PLACED, build_joiner, join_event
 from service.learned import Learnable, LearnedDecision
-from service.messages import Event
+from service.messages import Erasure, Event
 
 P = TypeVar("P", bound=Learnable)
 
@@ -66,6 +66,8 @@ class JournalJoins(Generic[P]):
             return self.joiner.add_event(position, event)
         if self._counting is not None:
             self._counting.advance(position)
+            if isinstance(entry, Erasure):
+                self._counting.forget_user(entry.user_key)
         return self.joiner.advance(position[0])
 
     def about(self, event: Event) -> tuple[str | None, str | None]:

@@ -318,6 +318,7 @@ class ModelLoop(Generic[L]):
             counters=dict(self._joiner.counters),
             waiting=waiting,
             item_stats=b"" if self._counting is None else self._counting.checkpoint(),
+            item_pairs=b"" if self._counting is None else self._counting.checkpoint_pairs(),
             artefact=self._adoptions.artefact,
             weight_norm=self._weight_norm(),
         )
@@ -358,7 +359,7 @@ class ModelLoop(Generic[L]):
                 {position_of(int(p), entry_id) for p, ids in checkpoint.waiting.items() for entry_id in ids}
             )
         if self._counting is not None and checkpoint.item_stats:
-            self._counting.restore(checkpoint.item_stats)
+            self._counting.restore(checkpoint.item_stats, checkpoint.item_pairs)
         self._joiner.counters.clear()
         self._joiner.counters.update(checkpoint.counters)
         self._reader = JournalReader(self._journal, {p: entry_id_of(at) for p, at in self._applied.items()})

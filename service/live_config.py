@@ -22,6 +22,7 @@ LIVE_KEYS = (
     "n_candidates",
     "max_n",
     "seen",
+    "fatigue",
     "age_gate",
     "deadline_ms",
     "canary",

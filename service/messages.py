@@ -43,6 +43,7 @@ class Versions(msgspec.Struct, frozen=True, kw_only=True):
         numerics: Fingerprint of numpy, BLAS and SIMD level; propensities are bit-equal within one.
         explorer: Published version of the VW explorer, 0 without one.
         item_stats_as_of: Journal position (`ms-partition-sequence`) up to which those statistics count; empty for none.
+        item_pairs: Position in `hone:itempairs`; empty in decisions from before there was one.
     """
 
     model: int
@@ -55,6 +56,7 @@ class Versions(msgspec.Struct, frozen=True, kw_only=True):
     numerics: str
     explorer: int = 0
     item_stats_as_of: str = ""
+    item_pairs: str = ""
 
 
 class CandidateList(msgspec.Struct, frozen=True, kw_only=True):
@@ -326,6 +328,52 @@ class ItemStats(Stored, frozen=True, kw_only=True):
     is_whole: bool = False
 
 
+class ItemPairs(Stored, frozen=True, kw_only=True):
+    """Decayed counts of users that like two items, of some items; one writer.
+
+    Attributes:
+        epoch: Fencing epoch of the writer; entries of an earlier epoch than one seen are passed over.
+        as_of: Last journal position counted, `ms-partition-sequence`.
+        is_whole: Whether every other item counts as liked by nobody.
+        half_life_ms: Time in which a count halves.
+        ids: The n items, then partners that are none of them.
+        n_users: float64 [n], users of each item as of its `counted_at`.
+        counted_at: int64 [n] unix milliseconds.
+        n_partners: int32 [n], partners written of each item.
+        partners: int32 [m] positions in `ids`, item by item.
+        counts: float64 [m], users of both, as of the item's `counted_at`.
+    """
+
+    epoch: int
+    as_of: str
+    is_whole: bool
+    half_life_ms: float
+    ids: list[str]
+    n_users: bytes
+    counted_at: bytes
+    n_partners: bytes
+    partners: bytes
+    counts: bytes
+
+
+class ItemPairsState(Stored, frozen=True, kw_only=True):
+    """All that counting pairs needs to go on: a part of a checkpoint.
+
+    Attributes:
+        pairs: Every item with every partner that is counted.
+        user_keys: Users remembered, k of them; who was silent longest first.
+        n_liked: int32 [k], items remembered of each.
+        liked: Their items, user by user.
+        liked_at: int64 [len(liked)] unix milliseconds.
+    """
+
+    pairs: ItemPairs
+    user_keys: list[str]
+    n_liked: bytes
+    liked: list[str]
+    liked_at: bytes
+
+
 class WeightDelta(Stored, frozen=True, kw_only=True):
     """Changed weights of one model.
 
@@ -480,6 +528,7 @@ class Checkpoint(Stored, frozen=True, kw_only=True):
         waiting: Journal ids of events that wait for their decision, by partition; None in older checkpoints.
         artefact: Id of the artefact that the model goes on from; empty when it began from nothing.
         weight_norm: Euclidean norm of the weights; 0 for an explorer, and in older checkpoints.
+        item_pairs: Encoded `ItemPairsState` as of `positions`; empty when this learner counts none.
     """
 
     epoch: int
@@ -495,6 +544,7 @@ class Checkpoint(Stored, frozen=True, kw_only=True):
     item_stats: bytes = b""
     artefact: str = ""
     weight_norm: float = 0.0
+    item_pairs: bytes = b""
 
 
 class LearnerProgress(Stored, frozen=True, kw_only=True):
@@ -633,6 +683,7 @@ progress_decoder: msgspec.msgpack.Decoder[LearnerProgress] = msgspec.msgpack.Dec
 summary_decoder: msgspec.msgpack.Decoder[DecisionSummary] = msgspec.msgpack.Decoder(DecisionSummary)
 journal_decoder: msgspec.msgpack.Decoder[JournalEntry] = msgspec.msgpack.Decoder(JournalEntry)
 item_stats_decoder: msgspec.msgpack.Decoder[ItemStats] = msgspec.msgpack.Decoder(ItemStats)
+item_pairs_decoder: msgspec.msgpack.Decoder[ItemPairs] = msgspec.msgpack.Decoder(ItemPairs)
 item_change_decoder: msgspec.msgpack.Decoder[ItemChange] = msgspec.msgpack.Decoder(ItemChange)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -28,9 +28,11 @@ from retrieval.bundle import (
     write_bundle,
     write_embeddings,
 )
+from retrieval.content_space import CONTENT_DIMENSION, build_content_space
 from retrieval.embeddings import AlsConfig, Embeddings, train
 from retrieval.exact import ExactIndex
 from retrieval.index import HnswConfig
+from retrieval.item_to_item import NeighbourConfig, find_neighbours
 from retrieval.items import Item
 from retrieval.recall import recall_at_k
 from retrieval.vectors import Metric, VectorIndex
@@ -51,6 +53,10 @@ class TrainingConfig:
     """Smallest value that counts as a positive; the rest is left out (3 stars of 5, or 1 for clicks)."""
     als: AlsConfig = field(default_factory=AlsConfig)
     """The training itself. A positive's confidence is its value - positive_from + 1, so 3, 4, 5 stars weigh 1, 2, 3."""
+    neighbours: NeighbourConfig = field(default_factory=NeighbourConfig)
+    """Neighbours by common users, for the source `also_liked`."""
+    content_dimension: int = CONTENT_DIMENSION
+    """Length of a content vector, for the source `content`; 0 builds none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +172,7 @@ def train_embeddings(
         embeddings = train(
             positives, item_ids=item_ids, user_ids=user_ids, items=items, config=config.als, on_progress=progress
         )
+        embeddings = _with_parts(embeddings, positives, item_ids=item_ids, items=items, config=config)
     except ValueError as error:
         raise OfflineError(f"cannot train on {interactions_path} and {items_path}: {error}") from error
     write_embeddings(out_path, embeddings)
@@ -248,6 +255,24 @@ def build_index(
         recall_als=recall_als,
         recall_similar=recall_similar,
     )
+
+
+def _with_parts(
+    embeddings: Embeddings,
+    positives: sparse.csr_matrix,
+    *,
+    item_ids: Sequence[str],
+    items: Sequence[Item],
+    config: TrainingConfig,
+) -> Embeddings:
+    """Add the neighbours of items and their content space."""
+    position_of = {item.id: position for position, item in enumerate(items)}
+    positions = np.asarray([position_of.get(item_id, -1) for item_id in item_ids], dtype=np.int64)
+    neighbours = find_neighbours(positives, positions=positions, n_items=len(items), config=config.neighbours)
+    content = None
+    if config.content_dimension:
+        content = build_content_space(items, dimension=config.content_dimension, n_buckets=config.als.n_buckets)
+    return replace(embeddings, neighbours=neighbours, content=content)
 
 
 def _intact(root: Path, version: str, hmac_key: bytes | None, config: HnswConfig) -> Bundle | None:

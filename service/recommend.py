@@ -33,6 +33,7 @@ from service.feature_records import (
     profile_digest,
     seconds_since,
     state_showings,
+    tired_of,
     user_record,
     viewer_age,
 )
@@ -213,6 +214,7 @@ class Recommender:
             schema=self._schema.version,
             item_stats=self._items.statistics.position,
             item_stats_as_of=self._items.statistics.as_of,
+            item_pairs=self._items.pairs.position,
             salt=1,
             numerics=numerics_fingerprint(),
             explorer=explorer,
@@ -227,6 +229,8 @@ class Recommender:
         now_ms: int,
     ) -> CandidateQuery:
         hidden_ids = {*request.exclude, *(state.consumed if surface.seen == "drop" else ())}
+        if surface.fatigue:
+            hidden_ids |= tired_of(state, surface.fatigue, now_ms=now_ms)
         if request.seed_item_id:
             if self._items.catalogue.row(request.seed_item_id) is None:
                 raise InvalidRequest(f"unknown item {request.seed_item_id!r}", path="$.seed_item_id")

@@ -10,8 +10,10 @@ import numpy.typing as npt
 
 from retrieval.bundle import Bundle
 from retrieval.catalogue import Catalogue
+from retrieval.content_space import ContentSearch
 from retrieval.embeddings import fold_in
 from retrieval.filters import Viewer, eligible_mask
+from retrieval.item_to_item import ItemToItem
 from retrieval.items import Item
 from retrieval.rankings import NO_RANKINGS, draw_weighted
 from retrieval.sources import SourceResult, blend
@@ -21,7 +23,14 @@ Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
 
 # Sources fetch this many times their quota, so that eligibility rarely leaves one short.
-_OVERFETCH = 2
+OVERFETCH = 2
+# A source that came out short is asked again: for twice as many, or for what eligibility so far makes likely; in the
+# last round for the most that any is asked for.
+MAX_ROUNDS = 3
+MAX_FETCH = 4_096
+_LIKELY = 1.5
+# Newest liked items that item-to-item and content start from; the k-th newest weighs 1 / k.
+_N_SEEDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +41,7 @@ class CandidateQuery:
         user_id: A trained user's vector is the prior of the fold-in.
         liked: Recent positive items, newest last.
         disliked: Recent negative items, newest last.
-        seed_item_id: What similar items are sought for; None takes the newest liked one.
+        seed_item_id: What similar items are sought for; None takes the newest liked one, or several.
         viewer: For eligibility.
         now_ms: Time of the decision.
         wanted_rows: Rows of running campaigns: candidates before all others, if they may be shown.
@@ -56,12 +65,39 @@ class Candidates:
         sources: uint8 [n], positions in `source_names`.
         source_names: In the surface's order.
         affinity: float32 [n], inner product of user and item vectors; NaN without a user vector.
+        n_rounds: Times that the source asked most often was asked.
     """
 
     rows: Int32Array
     sources: npt.NDArray[np.uint8]
     source_names: tuple[str, ...]
     affinity: Float32Array
+    n_rounds: int = 1
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What one source gave in its last round.
+
+    Attributes:
+        source: Name and quota.
+        n_wanted: What it was asked for.
+        is_exhausted: Whether it has no more.
+        result: What of it may be shown.
+    """
+
+    source: SourceConfig
+    n_wanted: int
+    is_exhausted: bool
+    result: SourceResult
+
+    def next_wanted(self, *, is_last: bool) -> int:
+        """Return what to ask for next."""
+        if is_last:
+            return max(MAX_FETCH, self.n_wanted)
+        n_found = len(self.result.rows)
+        likely = self.n_wanted * self.source.quota / n_found * _LIKELY if n_found else 0.0
+        return min(max(2 * self.n_wanted, int(likely)), max(MAX_FETCH, self.n_wanted))
 
 
 class Retriever:
@@ -82,12 +118,18 @@ class Retriever:
         self._label_of_row = np.full(1024, -1, dtype=np.int32)
         self._n_interactions = np.zeros(1024, dtype=np.int32)
         self.rankings = NO_RANKINGS
+        neighbours = bundle.embeddings.neighbours if bundle else None
+        self.item_to_item = ItemToItem(self._trained_label, neighbours, catalogue.row)
+        self._content: ContentSearch | None = None
+        if bundle is not None and bundle.content is not None and bundle.embeddings.content is not None:
+            self._content = ContentSearch(bundle.embeddings.content, bundle.content)
 
     def put(self, row: int, item: Item) -> None:
         """Make an item retrievable at its row; an unknown one gets a vector from its content."""
         while row >= len(self._label_of_row):
             self._label_of_row = np.concatenate([self._label_of_row, np.full_like(self._label_of_row, -1)])
             self._n_interactions = np.concatenate([self._n_interactions, np.zeros_like(self._n_interactions)])
+        self.item_to_item.bind(row, item.id)
         if self._bundle is None:
             return
         label = self._trained_label.get(item.id)
@@ -99,10 +141,13 @@ class Retriever:
             self._row_of_label = np.concatenate([self._row_of_label, np.full_like(self._row_of_label, -1)])
         self._row_of_label[label] = row
         self._label_of_row[row] = label
+        if self._content is not None:
+            self._content.put(label, item)
         self._n_interactions[row] = self._bundle.embeddings.n_interactions[label] if label < self._n_trained else 0
 
-    def remove(self, row: int) -> None:
+    def remove(self, row: int, item_id: str) -> None:
         """Take a deleted item out of every index."""
+        self.item_to_item.release(item_id)
         label = int(self._label_of_row[row])
         if self._bundle is None or label < 0:
             return
@@ -112,27 +157,44 @@ class Retriever:
         self._n_interactions[row] = 0
         for index in (self._bundle.als, self._bundle.similar):
             index.remove(np.array([label], dtype=np.int64))
+        if self._content is not None:
+            self._content.remove(label)
 
     def retrieve(
         self, query: CandidateQuery, sources: Sequence[SourceConfig], *, limit: int, rng: np.random.Generator
     ) -> Candidates:
-        """Ask every source, drop who may not be shown, blend."""
+        """Ask every source, drop who may not be shown, ask again those that came out short, blend."""
         user_vector = self._user_vector(query)
-        found: list[tuple[str, int, Int32Array, Float32Array]] = []
+        campaigns = []
         if query.wanted_rows:
             wanted = np.array(query.wanted_rows, dtype=np.int32)
-            found.append(("campaign", len(wanted), wanted, np.zeros(len(wanted), dtype=np.float32)))
-        found += [(source.name, source.quota, *self._ask(source, query, user_vector, rng)) for source in sources]
-        results = []
-        for name, quota, rows, scores in found:
-            eligible = eligible_mask(self.catalogue, rows, query.viewer, now_ms=query.now_ms)
-            results.append(SourceResult(name=name, rows=rows[eligible], scores=scores[eligible], quota=quota))
-        rows, codes, _ = blend(results, limit=limit)
+            campaigns.append(self._eligible("campaign", len(wanted), wanted, np.zeros(len(wanted), np.float32), query))
+        first = {s.name: s.quota * OVERFETCH + len(query.viewer.hidden_rows) for s in sources}
+        asked = [self._ask(source, first[source.name], query, user_vector, rng) for source in sources]
+        n_asked = min(limit, sum(source.quota for source in sources))
+        n_rounds = 1
+        while True:
+            results = [*campaigns, *(one.result for one in asked)]
+            rows, codes, _ = blend(results, limit=limit)
+            # Sources that found the same items leave room for others that have more.
+            is_short = len(rows) < n_asked
+            short = [
+                place
+                for place, one in enumerate(asked)
+                if not one.is_exhausted and (is_short or len(one.result.rows) < min(one.source.quota, limit))
+            ]
+            if not short or n_rounds == MAX_ROUNDS:
+                break
+            n_rounds += 1
+            for place in short:
+                wanted_next = asked[place].next_wanted(is_last=n_rounds == MAX_ROUNDS)
+                asked[place] = self._ask(asked[place].source, wanted_next, query, user_vector, rng)
         return Candidates(
             rows=rows,
             sources=codes,
-            source_names=tuple(name for name, *_ in found),
+            source_names=tuple(result.name for result in results),
             affinity=self._affinity(rows, user_vector),
+            n_rounds=n_rounds,
         )
 
     def rank_given(self, rows: Int32Array, query: CandidateQuery) -> Candidates:
@@ -160,31 +222,70 @@ class Retriever:
         return self._n_interactions[rows] < below
 
     def _ask(
-        self, source: SourceConfig, query: CandidateQuery, user_vector: Float32Array | None, rng: np.random.Generator
-    ) -> tuple[Int32Array, Float32Array]:
-        wanted = source.quota * _OVERFETCH + len(query.viewer.hidden_rows)
-        if source.name == "als":
-            found = (
-                None if user_vector is None or self._bundle is None else self._bundle.als.search(user_vector, wanted)
-            )
-        elif source.name == "similar":
+        self,
+        source: SourceConfig,
+        n_wanted: int,
+        query: CandidateQuery,
+        user_vector: Float32Array | None,
+        rng: np.random.Generator,
+    ) -> _Asked:
+        rows, scores, is_exhausted = self._find(source.name, n_wanted, query, user_vector, rng)
+        result = self._eligible(source.name, source.quota, rows, scores, query)
+        return _Asked(source, n_wanted, is_exhausted, result)
+
+    def _eligible(
+        self, name: str, quota: int, rows: Int32Array, scores: Float32Array, query: CandidateQuery
+    ) -> SourceResult:
+        kept = eligible_mask(self.catalogue, rows, query.viewer, now_ms=query.now_ms)
+        return SourceResult(name=name, rows=rows[kept], scores=scores[kept], quota=quota)
+
+    def _find(
+        self,
+        name: str,
+        n_wanted: int,
+        query: CandidateQuery,
+        user_vector: Float32Array | None,
+        rng: np.random.Generator,
+    ) -> tuple[Int32Array, Float32Array, bool]:
+        """Return the best `n_wanted` rows of a source, their scores, and whether it has no more."""
+        n_items = len(self.catalogue.item_ids)
+        if name == "random":
+            if n_wanted >= n_items:
+                rows = rng.permutation(n_items).astype(np.int32)
+            else:
+                rows = rng.permutation(np.unique(rng.integers(0, n_items, size=n_wanted))).astype(np.int32)
+            return rows, np.zeros(len(rows), dtype=np.float32), n_wanted >= n_items
+        if name == "under_explored":
+            drawn = draw_weighted(self.rankings.exploration_weight, n_wanted, rng)
+            weights = self.rankings.exploration_weight[drawn].astype(np.float32)
+            return self.rankings.under_explored[drawn], weights, len(drawn) < n_wanted
+        if name == "also_liked":
+            rows, scores = self.item_to_item.also_liked(_seeds(query), now_ms=query.now_ms)
+            return rows[:n_wanted], scores[:n_wanted], len(rows) <= n_wanted
+        if name in ("als", "similar", "content"):
+            found = self._search(name, n_wanted, query, user_vector)
+            if found is None:
+                return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.float32), True
+            labels, alike = found
+            rows = self._row_of_label[labels]
+            return rows[rows >= 0], alike[rows >= 0].astype(np.float32), len(labels) < n_wanted
+        ranked: Int32Array = getattr(self.rankings, name)
+        rows = ranked[:n_wanted]
+        return rows, np.zeros(len(rows), dtype=np.float32), len(ranked) <= n_wanted
+
+    def _search(
+        self, name: str, n_wanted: int, query: CandidateQuery, user_vector: Float32Array | None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None:
+        """Return the nearest labels in an index and their scores, None without anything to start from."""
+        if name == "content" and self._content is not None:
+            labelled = ((self._label(item_id), weight) for item_id, weight in _seeds(query))
+            return self._content.search([(at, weight) for at, weight in labelled if at is not None], n_wanted)
+        if name == "als" and self._bundle is not None and user_vector is not None:
+            return self._bundle.als.search(user_vector, n_wanted)
+        if name == "similar" and self._bundle is not None:
             seed = self._seed_vector(query)
-            found = None if seed is None or self._bundle is None else self._bundle.similar.search(seed, wanted)
-        elif source.name == "random":
-            rows = np.unique(rng.integers(0, max(len(self.catalogue.item_ids), 1), size=wanted)).astype(np.int32)
-            rows = rng.permutation(rows)[: len(self.catalogue.item_ids)]
-            return rows, np.zeros(len(rows), dtype=np.float32)
-        elif source.name == "under_explored":
-            drawn = draw_weighted(self.rankings.exploration_weight, wanted, rng)
-            return self.rankings.under_explored[drawn], self.rankings.exploration_weight[drawn].astype(np.float32)
-        else:
-            rows = getattr(self.rankings, source.name)[:wanted]
-            return rows, np.zeros(len(rows), dtype=np.float32)
-        if found is None:
-            return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.float32)
-        labels, scores = found
-        rows = self._row_of_label[labels]
-        return rows[rows >= 0], scores[rows >= 0].astype(np.float32)
+            return None if seed is None else self._bundle.similar.search(seed, n_wanted)
+        return None
 
     def _user_vector(self, query: CandidateQuery) -> Float32Array | None:
         if self._bundle is None:
@@ -256,3 +357,11 @@ class Retriever:
         assert self._bundle is not None
         for index in (self._bundle.als, self._bundle.similar):
             index.add(np.array([label], dtype=np.int64), np.asarray(vector, dtype=np.float32)[None, :])
+
+
+def _seeds(query: CandidateQuery) -> list[tuple[str, float]]:
+    """Return what item-to-item and content start from: the seed, or the newest liked items with falling weights."""
+    if query.seed_item_id:
+        return [(query.seed_item_id, 1.0)]
+    newest = list(dict.fromkeys(reversed(query.liked)))[:_N_SEEDS]
+    return [(item_id, 1.0 / place) for place, item_id in enumerate(newest, start=1)]

@@ -130,7 +130,8 @@ def _fingerprint(items: Path, interactions: Path, config: offline.TrainingConfig
     """Digest what training depends on: inputs, configuration, the code of features and training."""
     digest = hashlib.sha256(orjson.dumps(asdict(config), option=orjson.OPT_SORT_KEYS))
     code = Path(sys.modules[AlsConfig.__module__].__file__ or "")
-    for path in (items, interactions, code, code.with_name("content.py"), Path(offline.__file__)):
+    features = [code.with_name(f"{name}.py") for name in ("content", "content_space", "item_to_item")]
+    for path in (items, interactions, code, *features, Path(offline.__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -35,6 +35,8 @@ from service.messages import (
     Heartbeat,
     Interaction,
     ItemDelete,
+    ItemPairs,
+    ItemPairsState,
     ItemStats,
     ItemUpsert,
     LearnerProgress,
@@ -67,6 +69,19 @@ def _doubles(*values: float) -> bytes:
 def _positions(*values: int) -> bytes:
     return np.array(values, dtype="<u4").tobytes()
 
+
+ITEM_PAIRS = ItemPairs(
+    epoch=3,
+    as_of="1795382944890-0-3",
+    is_whole=True,
+    half_life_ms=604_800_000.0,
+    ids=["m1", "m2", "m3"],
+    n_users=_doubles(2.5, 1.0),
+    counted_at=np.array([_AT, _AT - 1], dtype="<i8").tobytes(),
+    n_partners=np.array([2, 1], dtype="<i4").tobytes(),
+    partners=np.array([1, 2, 0], dtype="<i4").tobytes(),
+    counts=_doubles(1.0, 0.5, 1.0),
+)
 
 DECISION = Decision(
     event_id="01KAT5N2M2",
@@ -196,6 +211,27 @@ VALUES: dict[str, Stored] = {
         epoch=3,
         as_of="1795382944890-0-3",
         is_whole=True,
+    ),
+    "item_pairs": ITEM_PAIRS,
+    "item_pairs_state": ItemPairsState(
+        pairs=ITEM_PAIRS,
+        user_keys=["5f3c", "77aa"],
+        n_liked=np.array([2, 1], dtype="<i4").tobytes(),
+        liked=["m1", "m2", "m1"],
+        liked_at=np.array([_AT, _AT - 1, _AT - 2], dtype="<i8").tobytes(),
+    ),
+    "checkpoint_pairs": Checkpoint(
+        epoch=3,
+        model_version=1834,
+        schema_version="5f4e3d2c1b0a",
+        positions={"0": "1795382944962-3"},
+        oldest_open={"0": ""},
+        workspace=b"",
+        n_learned=0,
+        loss_sum=0.0,
+        counters={},
+        item_stats=b"\x81",
+        item_pairs=b"\x82",
     ),
     "weight_delta": WeightDelta(
         epoch=3,

@@ -22,6 +22,7 @@ FENCED = [
     "learner.snapshot",
     "learner.lease",
     "counting.publish",
+    "counting.publish_pairs",
     "learner.repair",
 ]
 

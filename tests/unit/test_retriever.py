@@ -13,19 +13,36 @@ from hypothesis import strategies as st
 
 from retrieval.bundle import load_bundle, write_bundle
 from retrieval.catalogue import Catalogue
+from retrieval.content_space import build_content_space
 from retrieval.embeddings import Embeddings, fold_in
 from retrieval.filters import Viewer, eligible_mask
+from retrieval.item_to_item import Neighbours
 from retrieval.items import Item
 from retrieval.rankings import ItemArrays, RankingConfig, build_rankings
 from service.config import SourceConfig
-from service.retriever import CandidateQuery, Candidates, Retriever
+from service.retriever import MAX_FETCH, MAX_ROUNDS, CandidateQuery, Candidates, Retriever
 
 N_TRAINED, DIMENSION = 40, 6
 NOW_MS = 10_000_000
 EVERY_SOURCE = [
     SourceConfig(name=name, quota=6)
-    for name in ("als", "similar", "popular", "trending", "fresh", "under_explored", "random")
+    for name in (
+        "als",
+        "similar",
+        "also_liked",
+        "content",
+        "popular",
+        "trending",
+        "fresh",
+        "under_explored",
+        "random",
+    )
 ]
+GENRES = ["Western", "Musical", "Noir", "Anime"]
+
+
+def _trained(n: int) -> Item:
+    return Item(id=f"t{n}", available_at_unix_ms=n, attributes={"genres": [GENRES[n % 4]]})
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +59,14 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
         content_map=rng.normal(size=(32, DIMENSION)).astype(np.float32) / 2,
         alpha0=0.25,
         regularization=0.5,
+        content=build_content_space([_trained(n) for n in range(N_TRAINED)]),
+        # Users of t0 are 20; 12, 8 and 4 of them also like t1, t2 and t3.
+        neighbours=Neighbours(
+            n_users=np.array([20, 20, 20, 20, *[0] * (N_TRAINED - 4)], dtype=np.float32),
+            ends=np.array([0, 3, 4, 5, 6, *[6] * (N_TRAINED - 4)], dtype=np.int64),
+            items=np.array([1, 2, 3, 0, 0, 0], dtype=np.int32),
+            counts=np.array([12, 8, 4, 12, 8, 4], dtype=np.float32),
+        ),
     )
     root = tmp_path_factory.mktemp("bundles")
     write_bundle(root, embeddings, version="v1", hmac_key=None)
@@ -58,7 +83,7 @@ class Shop:
         self.impressions: dict[str, float] = {}
         self.clicks: dict[str, float] = {}
         for n in range(n_trained):
-            self.put(f"t{n}", available_at_unix_ms=n)
+            self.put(f"t{n}", available_at_unix_ms=n, attributes={"genres": [GENRES[n % 4]]})
 
     def put(self, item_id: str, **fields: Any) -> int:
         item = Item(id=item_id, **fields)
@@ -69,7 +94,7 @@ class Shop:
     def delete(self, item_id: str) -> None:
         row = self.catalogue.delete(item_id)
         assert row is not None
-        self.retriever.remove(row)
+        self.retriever.remove(row, item_id)
 
     def rank(self, *, now_ms: int = NOW_MS) -> None:
         n = len(self.catalogue.item_ids)
@@ -322,3 +347,95 @@ def test_whatever_changed_candidates_are_distinct_eligible_and_of_named_sources(
     n_eligible = int(eligible_mask(shop.catalogue, every, query.viewer, now_ms=query.now_ms).sum())
     # `fresh` alone offers twelve of at most fourteen items.
     assert len(found.rows) >= min(limit, n_eligible, 10)
+
+
+def test_also_liked_finds_what_users_of_the_seed_like_and_blends_newer_likes_first(shop: Shop) -> None:
+    assert shop.ids(shop.retrieve("also_liked", seed_item_id="t0")) == ["t1", "t2", "t3"]
+    # Newest liked first: t3 weighs 1, t1 a half, and both point at t0.
+    assert shop.ids(shop.retrieve("also_liked", liked=["t1", "t3"])) == ["t0"]
+    assert shop.retrieve("also_liked").rows.tolist() == []
+    shop.delete("t2")
+    assert shop.ids(shop.retrieve("also_liked", seed_item_id="t0")) == ["t1", "t3"]
+
+
+def test_live_counts_speak_for_items_without_a_history(shop: Shop) -> None:
+    shop.put("new", attributes={"genres": ["Noir"]})
+    partners = {"new": 40.0}
+    for item_id, others in (("t9", partners), ("new", {"t9": 40.0})):
+        shop.retriever.item_to_item.put_live(
+            item_id,
+            n_users=40.0,
+            at_ms=NOW_MS,
+            half_life_ms=1e9,
+            partners=list(others),
+            counts=np.array(list(others.values())),
+        )
+    assert shop.ids(shop.retrieve("also_liked", seed_item_id="t9")) == ["new"]
+    assert shop.ids(shop.retrieve("also_liked", seed_item_id="new")) == ["t9"]
+    shop.delete("new")
+    assert shop.ids(shop.retrieve("also_liked", seed_item_id="t9")) == []
+    row = shop.put("new")
+    assert shop.retrieve("also_liked", seed_item_id="t9").rows.tolist() == [row]
+
+
+def test_content_finds_what_is_like_the_seed_by_attributes(shop: Shop) -> None:
+    shop.put("twin", attributes={"genres": ["Noir"]})
+    found = shop.retrieve("content", seed_item_id="t2", quota=20, limit=11)
+    alike = {"twin", *(f"t{n}" for n in range(2, N_TRAINED, 4))}
+    assert set(shop.ids(found)) == alike
+    # A trained item is found where its content is now.
+    shop.put("t3", attributes={"genres": ["Noir"]})
+    assert set(shop.ids(shop.retrieve("content", seed_item_id="t2", quota=20, limit=12))) == alike | {"t3"}
+    assert shop.retrieve("content").rows.tolist() == []
+
+
+class Counted(Retriever):
+    """Counts how often each source is asked, and for how much."""
+
+    asked: list[tuple[str, int]]
+
+    def _find(self, name: str, n_wanted: int, *rest: Any) -> Any:
+        self.asked.append((name, n_wanted))
+        return super()._find(name, n_wanted, *rest)
+
+
+CHAINED = st.sampled_from(["popular", "fresh", "under_explored", "random", "als", "similar", "content"])
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    names=st.lists(CHAINED, min_size=1, max_size=3, unique=True),
+    adults=st.sets(st.integers(0, N_TRAINED - 1)) | st.just(set(range(3, N_TRAINED))),
+    quota=st.integers(1, 8),
+    limit=st.integers(1, 30),
+    hidden=st.sets(st.integers(0, N_TRAINED - 1), max_size=5),
+)
+def test_however_heavy_the_filter_as_many_candidates_come_as_there_are(
+    bundles: Path, names: list[str], adults: set[int], quota: int, limit: int, hidden: set[int]
+) -> None:
+    shop = Shop(bundles)
+    shop.retriever.__class__ = Counted
+    shop.retriever.asked = []
+    for n in adults:
+        shop.put(f"t{n}", min_age=18, available_at_unix_ms=n, attributes={"genres": [GENRES[n % 4]]})
+    found = shop.retrieve(
+        *names, quota=quota, limit=limit, user_id="known", liked=["t1"], age=9, hidden_rows=sorted(hidden)
+    )
+    # Unknown ratings need no age here.
+    eligible = {n for n in range(N_TRAINED) if n not in adults and n not in hidden}
+    assert {shop.catalogue.row(i) for i in shop.ids(found)} <= eligible
+    assert len(found.rows) >= min(limit, quota * len(names), len(eligible))
+    assert len(found.rows) <= limit
+    for name in names:
+        wants = [n for asked, n in shop.retriever.asked if asked == name]
+        assert len(wants) <= MAX_ROUNDS
+        assert wants == sorted(set(wants))
+        assert max(wants) <= MAX_FETCH
+        assert wants[0] == 2 * quota + len(hidden)
+
+
+def test_a_source_that_has_enough_is_asked_once(shop: Shop) -> None:
+    assert shop.retrieve("popular", "als", liked=["t1"], limit=10).n_rounds == 1
+    for n in range(N_TRAINED - 2):
+        shop.put(f"t{n}", min_age=18, available_at_unix_ms=n)
+    assert shop.ids(shop.retrieve("popular", age=9)) == [f"t{n}" for n in (N_TRAINED - 2, N_TRAINED - 1)]

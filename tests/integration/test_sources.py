@@ -1,0 +1,75 @@
+"""Candidate sources on a real stack: their names in the decision record, and co-occurrence that is served at once."""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from typing import Any
+
+import redis
+
+from service.adapters.embedded_store import socket_path
+from service.messages import Decision, journal_decoder
+from tests.integration.api import Api
+from tests.stack import Stack, eventually
+
+SURFACE = "because_you_watched"
+
+
+def _decide(api: Api, stack: Stack, **fields: Any) -> Decision:
+    """Recommend with an event id of the caller's, and return the record that the journal has of it."""
+    event_id = f"from-{uuid.uuid4()}"
+    api.recommend(surface=SURFACE, event_id=event_id, **fields)
+    store = redis.Redis(unix_socket_path=str(socket_path(stack.data_dir)))
+    try:
+        for _, entry in store.xrevrange("hone:0:journal", count=50):
+            (payload,) = entry.values()
+            decision = journal_decoder.decode(payload)
+            if isinstance(decision, Decision) and decision.event_id == event_id:
+                return decision
+    finally:
+        store.close()
+    raise AssertionError(f"{event_id} is not in the journal")
+
+
+def _by_source(decision: Decision) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for item_id, source in zip(decision.candidates.ids, decision.candidates.sources, strict=True):
+        found[decision.candidates.source_names[source]].append(item_id)
+    return found
+
+
+def test_what_the_same_people_like_is_served_without_a_retraining_and_named_in_the_record(
+    stack: Stack, workers: list[Api], known_items: list[dict[str, Any]]
+) -> None:
+    seed, other = known_items[-1]["id"], known_items[-2]["id"]
+    assert all(other not in _by_source(_decide(api, stack, seed_item_id=seed))["also_liked"] for api in workers)
+    liked = [
+        {"type": "click", "user_id": f"pair-{n}", "item_id": item_id, "id": f"{n}-{item_id}"}
+        for n in range(4)
+        for item_id in (seed, other)
+    ]
+    assert workers[0].call("POST", "/v1/events", liked).body["accepted"] == len(liked)
+    for api in workers:
+        eventually(
+            lambda api=api: other in _by_source(_decide(api, stack, seed_item_id=seed))["also_liked"],
+            what="the pair is a candidate on every worker",
+        )
+    decision = _decide(workers[0], stack, seed_item_id=seed)
+    assert decision.versions.item_pairs not in ("", "0-0")
+    # Seeds of a user without a seed item are what the user liked.
+    assert other in _by_source(_decide(workers[0], stack, user_id=None, seed_item_id=seed))["also_liked"]
+    newcomer = {"type": "click", "user_id": "pair-new", "item_id": seed, "id": "new"}
+    assert workers[0].call("POST", "/v1/events", newcomer).body["accepted"] == 1
+    assert other in _by_source(_decide(workers[0], stack, user_id="pair-new"))["also_liked"]
+
+
+def test_content_candidates_are_like_the_seed(stack: Stack, api: Api, known_items: list[dict[str, Any]]) -> None:
+    genres = {item["id"]: set(item["attributes"].get("genres", [])) for item in known_items}
+    shared, by_chance = [], []
+    for item in known_items[:8]:
+        found = _by_source(_decide(api, stack, seed_item_id=item["id"]))["content"]
+        assert found
+        shared += [bool(genres[item["id"]] & genres[other]) for other in found[:10]]
+        by_chance += [bool(genres[item["id"]] & of) for of in genres.values()]
+    assert sum(shared) / len(shared) > 1.5 * sum(by_chance) / len(by_chance)
