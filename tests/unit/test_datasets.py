@@ -21,6 +21,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from retrieval.indexes import IndexConfig
 from retrieval.items import Item
 from service.cli import offline as cli
 from service.offline import OfflineError, TrainingConfig, build_index, read_items, train_embeddings
@@ -394,11 +395,14 @@ def test_embeddings_and_index_are_built_from_the_canonical_files(
     steps: list[tuple[int, int]] = []
     built = build_index(target, tmp_path / "index", ks=(2, 10), progress=lambda *step: steps.append(step))
     again = build_index(target, tmp_path / "index", ks=(2, 10))
-    assert (built.built, again.built) == (True, False)
+    other = build_index(target, tmp_path / "index", config=IndexConfig(kind="quantised"))
+    assert (built.built, again.built, other.built) == (True, False, True)
+    assert (built.kind, other.kind) == ("exact", "quantised")
+    assert other.version != built.version
     assert built.version == again.version
     assert built.recall_als == {2: 1.0, 10: 1.0} == built.recall_similar
     assert steps == [(n, 5) for n in range(1, 6)]
-    (tmp_path / "index" / built.version / "als.hnsw").write_bytes(b"damaged")
+    (tmp_path / "index" / built.version / "gram.npy").write_bytes(b"damaged")
     assert build_index(target, tmp_path / "index").built
 
 
