@@ -18,6 +18,7 @@ from retrieval.exact import ExactIndex
 from retrieval.lists import QuantisedConfig
 from retrieval.quantised import QuantisedIndex
 from retrieval.recall import recall_at_k
+from simulators.benchmarks.sharing import measure_sharing
 
 DIMENSION = 16
 
@@ -210,3 +211,12 @@ def test_searching_starts_no_thread_and_works_in_a_child_of_a_process_that_built
         finally:
             os._exit(0 if works else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_processes_that_load_one_file_share_its_pages(tmp_path: Path) -> None:
+    vectors = np.repeat(_vectors(4000), 4, axis=1)
+    QuantisedIndex.build(vectors).save(tmp_path / "lists")
+    shared = measure_sharing(tmp_path / "lists", dimension=4 * DIMENSION, n=4000, queries=vectors[:20])
+    assert shared["file_rss_mb"] >= 0.9 * (tmp_path / "lists").stat().st_size / 2**20
+    # Pss counts a page that two processes have as half a page in each.
+    assert shared["file_pss_mb"] <= 0.55 * shared["file_rss_mb"]
