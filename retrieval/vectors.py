@@ -98,6 +98,8 @@ def best_first(
     labels: NDArray[np.int64], scores: NDArray[np.float64], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Keep the k best: labels int64 [<= k] and scores float64 [<= k], by falling score, then by rising label."""
+    if len(scores) <= k and (scores[1:] < scores[:-1]).all():
+        return labels, scores
     if k < len(scores):
         # Everything that ties with the k-th is kept until the final order has decided.
         edge = np.partition(scores, len(scores) - k)[len(scores) - k]
