@@ -31,7 +31,7 @@ from retrieval.lists import (
     new_lists,
     probe,
 )
-from retrieval.vectors import Metric, as_labels, as_query, as_vectors, best_first, unit_rows
+from retrieval.vectors import Metric, as_labels, as_query, as_vectors, best_first, last_of_equal, unit_rows
 
 # A later vector may be clipped by so many steps of the code; an ordinary one is off by half a step.
 _CLIPPED_STEPS = 2
@@ -204,9 +204,7 @@ class QuantisedIndex:
         ids = as_labels(labels, n=len(rows))
         if not len(ids):
             return
-        # The last of equal labels wins: unique keeps the first, so look from the end.
-        _, from_end = np.unique(ids[::-1], return_index=True)
-        kept = np.sort(len(ids) - 1 - from_end)
+        kept = last_of_equal(ids)
         ids, rows = ids[kept], rows[kept]
         self.remove(ids)
         self._is_fresh = False

@@ -82,6 +82,13 @@ def as_labels(labels: NDArray[np.int64], *, n: int | None = None) -> NDArray[np.
     return given.astype(np.int64)
 
 
+def last_of_equal(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the positions int64 [<= n], rising, of the last of each label: the later of equals wins."""
+    _, from_end = np.unique(labels[::-1], return_index=True)
+    positions: NDArray[np.int64] = np.sort(len(labels) - 1 - from_end)
+    return positions
+
+
 def unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scale rows [n, d] to l2 norm 1; zero rows stay zero."""
     scaled = np.zeros(rows.shape, dtype=np.float32)
