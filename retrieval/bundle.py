@@ -2,14 +2,13 @@
 
 A bundle is a folder `<root>/<version>/` that never changes once it is there; `<root>/current` names the one to serve.
 Files are written to a temporary folder, synced, renamed; a crash leaves the old state or the new one. A reader
-verifies every checksum before hnswlib sees a byte: damaged graph files crash the process that loads them.
+verifies every checksum before an index library sees a byte: damaged files crash the process that loads them.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import hmac
 import os
 import re
 import shutil
@@ -18,21 +17,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from retrieval.content_space import ContentSpace
 from retrieval.embeddings import Embeddings
-from retrieval.index import HnswConfig, HnswIndex
+from retrieval.indexes import IndexConfig, IndexKind, index_files, load_index, save_index
 from retrieval.item_to_item import Neighbours
-from retrieval.vectors import Metric
+from retrieval.manifest import MANIFEST, SCHEMA_VERSION, BundleError, read_manifest, seal
+from retrieval.vectors import Metric, VectorIndex
 
-SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
 CURRENT = "current"
 KEPT_BUNDLES = 3
 INDEX_METRICS: dict[str, Metric] = {"als": "ip", "similar": "cosine"}
@@ -47,10 +44,6 @@ _PARTS: dict[str, tuple[type[ContentSpace | Neighbours], tuple[str, ...]]] = {
 _VERSION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
-class BundleError(Exception):
-    """A bundle is missing, damaged, of another schema, or not signed with the given key."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Bundle:
     """A verified bundle, loaded.
@@ -58,6 +51,7 @@ class Bundle:
     Attributes:
         version: Its name.
         embeddings: Arrays mapped from the files, shared between the processes of a machine and read-only.
+        kind: Of both indexes.
         als: Inner products over the item vectors; labels are positions in `embeddings.item_ids`.
         similar: Cosines over the item vectors; the same labels.
         content: Cosines over the content vectors; the same labels. None when the embeddings have no content space.
@@ -65,9 +59,10 @@ class Bundle:
 
     version: str
     embeddings: Embeddings
-    als: HnswIndex
-    similar: HnswIndex
-    content: HnswIndex | None = None
+    kind: IndexKind
+    als: VectorIndex
+    similar: VectorIndex
+    content: VectorIndex | None = None
 
 
 def write_bundle(
@@ -76,7 +71,7 @@ def write_bundle(
     *,
     version: str,
     hmac_key: bytes | None,
-    config: HnswConfig | None = None,
+    config: IndexConfig | None = None,
     keep: int = KEPT_BUNDLES,
 ) -> Path:
     """Build both indexes, write the bundle, make it current and prune old ones.
@@ -86,7 +81,7 @@ def write_bundle(
         embeddings: What to serve.
         version: Name of the new folder; one that is there already is replaced.
         hmac_key: Signs the manifest; None leaves it unsigned.
-        config: Graph parameters of both indexes.
+        config: Kind and parameters of both indexes.
         keep: Bundles to keep, the new one included.
 
     Returns:
@@ -97,13 +92,14 @@ def write_bundle(
     """
     _check_version(version)
     root.mkdir(parents=True, exist_ok=True)
-    config = config or HnswConfig()
+    config = config or IndexConfig()
+    kind = config.kind_for(len(embeddings.item_ids))
     with _locked(root):
         for leftover in root.glob(".new-*"):
             shutil.rmtree(leftover)
         folder = root / f".new-{version}"
         folder.mkdir()
-        bounds = _write_files(folder, embeddings, config)
+        bounds = _write_files(folder, embeddings, kind, config)
         names = sorted(path.name for path in folder.iterdir())
         manifest: dict[str, Any] = {
             "schema": SCHEMA_VERSION,
@@ -113,6 +109,7 @@ def write_bundle(
             "dimension": embeddings.dimension,
             "alpha0": embeddings.alpha0,
             "regularization": embeddings.regularization,
+            "kind": kind,
             "norm_bounds": bounds,
             "files": {name: _digest(folder / name) for name in names},
         }
@@ -131,7 +128,7 @@ def write_bundle(
 
 
 def load_bundle(
-    root: Path, version: str | None = None, *, hmac_key: bytes | None = None, config: HnswConfig | None = None
+    root: Path, version: str | None = None, *, hmac_key: bytes | None = None, config: IndexConfig | None = None
 ) -> Bundle:
     """Verify a bundle and load it.
 
@@ -149,11 +146,13 @@ def load_bundle(
     """
     version = current_version(root) if version is None else _check_version(version)
     folder = root / version
-    manifest = _read_manifest(folder, version, hmac_key)
+    manifest = read_manifest(folder, version, hmac_key)
     expected = {f"{name}.npy" for name in _ARRAYS} | {f"{name}.msgpack" for name in _ID_LISTS}
-    expected |= {f"{name}.hnsw" for name in INDEX_METRICS}
+    expected |= index_files(manifest["kind"], INDEX_METRICS)
     for part, (_, names) in _PARTS.items():
-        files = {f"{part}_{name}.npy" for name in names} | ({"content.hnsw"} if part == "content" else set())
+        files = {f"{part}_{name}.npy" for name in names}
+        if part == "content":
+            files |= index_files(manifest["kind"], ["content"])
         if files & set(manifest["files"]):
             expected |= files
     if set(manifest["files"]) != expected:
@@ -166,7 +165,7 @@ def load_bundle(
         if found != digest:
             raise BundleError(f"bundle {version} is damaged: {name} must have sha256 {digest}, got {found}")
     try:
-        return _load_files(folder, manifest, config)
+        return _load_files(folder, manifest, config or IndexConfig())
     except (ValueError, OSError, RuntimeError, msgspec.MsgspecError) as error:
         raise BundleError(f"bundle {version} does not fit together: {error}") from error
 
@@ -237,76 +236,33 @@ def read_embeddings(path: Path) -> Embeddings:
         raise BundleError(f"embeddings file {path} cannot be read: {error}") from error
 
 
-def seal(manifest: dict[str, Any], hmac_key: bytes | None) -> bytes:
-    """Encode a manifest with its signature (when a key is given) and the checksum of both."""
-    sealed = dict(manifest)
-    if hmac_key is not None:
-        sealed["hmac"] = hmac.new(hmac_key, _encode(manifest), hashlib.sha256).hexdigest()
-    sealed["sha256"] = hashlib.sha256(_encode(sealed)).hexdigest()
-    return _encode(sealed)
-
-
-def unseal(content: bytes, hmac_key: bytes | None, *, what: str) -> dict[str, Any]:
-    """Return the manifest that `seal` encoded.
-
-    Args:
-        content: The sealed bytes.
-        hmac_key: Key of the signature; with a key an unsigned manifest is refused, without one none is checked.
-        what: Whose manifest it is, for the message.
-
-    Raises:
-        BundleError: it is damaged or not signed with the key.
-    """
-    try:
-        manifest = orjson.loads(content)
-    except orjson.JSONDecodeError as error:
-        raise BundleError(f"{what} has no readable manifest: {error}") from error
-    if not isinstance(manifest, dict):
-        raise BundleError(f"{what} is damaged: its manifest is not an object")
-    checksum, signature = manifest.pop("sha256", None), manifest.get("hmac")
-    if content != _encode({**manifest, "sha256": hashlib.sha256(_encode(manifest)).hexdigest()}):
-        raise BundleError(f"{what} is damaged: its manifest does not have its checksum {checksum}")
-    manifest.pop("hmac", None)
-    if hmac_key is not None:
-        wanted = hmac.new(hmac_key, _encode(manifest), hashlib.sha256).hexdigest()
-        if not isinstance(signature, str) or not hmac.compare_digest(signature, wanted):
-            raise BundleError(f"{what} is {'wrongly' if signature else 'not'} signed with the given key")
-    return cast("dict[str, Any]", manifest)
-
-
-def _read_manifest(folder: Path, version: str, hmac_key: bytes | None) -> dict[str, Any]:
-    try:
-        content = (folder / MANIFEST).read_bytes()
-    except OSError as error:
-        raise BundleError(f"bundle {version} has no readable manifest: {error}") from error
-    manifest = unseal(content, hmac_key, what=f"bundle {version}")
-    if not isinstance(manifest.get("files"), dict):
-        raise BundleError(f"bundle {version} is damaged: its manifest lists no files")
-    if manifest.get("schema") != SCHEMA_VERSION or manifest.get("version") != version:
-        raise BundleError(
-            f"bundle must be version {version} of schema {SCHEMA_VERSION},"
-            f" got version {manifest.get('version')} of schema {manifest.get('schema')}"
-        )
-    return manifest
-
-
-def _write_files(folder: Path, embeddings: Embeddings, config: HnswConfig) -> dict[str, float]:
+def _write_files(folder: Path, embeddings: Embeddings, kind: IndexKind, config: IndexConfig) -> dict[str, float]:
     arrays = {name: getattr(embeddings, name) for name in _ARRAYS} | _part_arrays(embeddings)
     for name, array in arrays.items():
         _write(folder / f"{name}.npy", partial(_save_array, array=array))
     for name in _ID_LISTS:
         (folder / f"{name}.msgpack").write_bytes(msgspec.msgpack.encode(getattr(embeddings, name)))
-    bounds = {}
-    for name, metric in INDEX_METRICS.items():
-        index = HnswIndex.build(embeddings.item_vectors, metric=metric, config=config)
-        index.save(folder / f"{name}.hnsw")
-        bounds[name] = index.norm_bound
+    # Inner products are asked of user vectors, cosines of item vectors.
+    queries = {"als": embeddings.user_vectors, "similar": embeddings.item_vectors}
+    bounds = {
+        name: save_index(
+            folder,
+            name,
+            embeddings.item_vectors,
+            kind=kind,
+            metric=metric,
+            queries=queries[name],
+            config=config,
+        )
+        for name, metric in INDEX_METRICS.items()
+    }
     if embeddings.content is not None:
-        HnswIndex.build(embeddings.content.vectors, metric="cosine", config=config).save(folder / "content.hnsw")
+        vectors = embeddings.content.vectors
+        save_index(folder, "content", vectors, kind=kind, metric="cosine", queries=vectors, config=config)
     return bounds
 
 
-def _load_files(folder: Path, manifest: dict[str, Any], config: HnswConfig | None) -> Bundle:
+def _load_files(folder: Path, manifest: dict[str, Any], config: IndexConfig) -> Bundle:
     ids = {
         name: msgspec.msgpack.decode((folder / f"{name}.msgpack").read_bytes(), type=list[str]) for name in _ID_LISTS
     }
@@ -317,11 +273,13 @@ def _load_files(folder: Path, manifest: dict[str, Any], config: HnswConfig | Non
     for name, count in counts.items():
         if manifest[name] != count:
             raise ValueError(f"{name} must be {manifest[name]}, got {count}")
+    kind: IndexKind = manifest["kind"]
     indexes = {
-        name: HnswIndex.load(
-            folder / f"{name}.hnsw",
-            dimension=manifest["dimension"],
-            n=manifest["n_items"],
+        name: load_index(
+            folder,
+            name,
+            embeddings.item_vectors,
+            kind=kind,
             metric=metric,
             norm_bound=manifest["norm_bounds"][name],
             config=config,
@@ -330,15 +288,9 @@ def _load_files(folder: Path, manifest: dict[str, Any], config: HnswConfig | Non
     }
     content = None
     if embeddings.content is not None:
-        content = HnswIndex.load(
-            folder / "content.hnsw",
-            dimension=embeddings.content.dimension,
-            n=manifest["n_items"],
-            metric="cosine",
-            norm_bound=1.0,
-            config=config,
-        )
-    return Bundle(manifest["version"], embeddings, indexes["als"], indexes["similar"], content)
+        vectors = embeddings.content.vectors
+        content = load_index(folder, "content", vectors, kind=kind, metric="cosine", norm_bound=1.0, config=config)
+    return Bundle(manifest["version"], embeddings, kind, indexes["als"], indexes["similar"], content)
 
 
 def _part_arrays(embeddings: Embeddings) -> dict[str, NDArray[Any]]:
@@ -377,10 +329,6 @@ def _check_version(version: str) -> str:
     if not _VERSION.fullmatch(version):
         raise BundleError(f"bundle version must be letters, digits, '_', '.', '-', got {version!r}")
     return version
-
-
-def _encode(manifest: dict[str, Any]) -> bytes:
-    return orjson.dumps(manifest, option=orjson.OPT_SORT_KEYS)
 
 
 def _digest(path: Path) -> str:

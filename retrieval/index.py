@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.exact import ExactIndex
-from retrieval.vectors import Metric, VectorIndex, as_labels, as_query, as_vectors, best_first, unit_rows
+from retrieval.vectors import Metric, VectorIndex, as_labels, as_query, as_vectors, best_first, last_of_equal, unit_rows
 
 __all__ = ["HnswConfig", "HnswIndex", "Metric", "VectorIndex"]
 
@@ -211,9 +211,7 @@ class HnswIndex:
         ids = as_labels(labels, n=len(rows))
         if not len(ids):
             return
-        # The last of equal labels wins: unique keeps the first, so look from the end.
-        _, from_end = np.unique(ids[::-1], return_index=True)
-        kept = np.sort(len(ids) - 1 - from_end)
+        kept = last_of_equal(ids)
         ids, rows = ids[kept], rows[kept]
         self.remove(ids)
         inside = self._fits(rows)

@@ -11,6 +11,8 @@ Metric = Literal["ip", "cosine"]
 
 MAX_LABEL = 2**31 - 1
 
+_ROWS_AT_ONCE = 100_000
+
 
 class VectorIndex(Protocol):
     """Nearest neighbours by label. Higher scores are better. Not safe for threads: one owner at a time."""
@@ -80,11 +82,22 @@ def as_labels(labels: NDArray[np.int64], *, n: int | None = None) -> NDArray[np.
     return given.astype(np.int64)
 
 
+def last_of_equal(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the positions int64 [<= n], rising, of the last of each label: the later of equals wins."""
+    _, from_end = np.unique(labels[::-1], return_index=True)
+    positions: NDArray[np.int64] = np.sort(len(labels) - 1 - from_end)
+    return positions
+
+
 def unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scale rows [n, d] to l2 norm 1; zero rows stay zero."""
-    # Halved exponents in float64: the square of a large float32 would overflow.
-    norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    scaled: NDArray[np.float32] = np.divide(rows, norms, out=np.zeros(rows.shape), where=norms > 0).astype(np.float32)
+    scaled = np.zeros(rows.shape, dtype=np.float32)
+    # In parts: float64 of a whole large catalogue is twice its size, several times over.
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        # Halved exponents in float64: the square of a large float32 would overflow.
+        wide = rows[start : start + _ROWS_AT_ONCE].astype(np.float64)
+        norms = np.linalg.norm(wide, axis=1, keepdims=True)
+        scaled[start : start + _ROWS_AT_ONCE] = np.divide(wide, norms, out=np.zeros(wide.shape), where=norms > 0)
     return scaled
 
 
@@ -92,6 +105,8 @@ def best_first(
     labels: NDArray[np.int64], scores: NDArray[np.float64], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Keep the k best: labels int64 [<= k] and scores float64 [<= k], by falling score, then by rising label."""
+    if len(scores) <= k and (scores[1:] < scores[:-1]).all():
+        return labels, scores
     if k < len(scores):
         # Everything that ties with the k-th is kept until the final order has decided.
         edge = np.partition(scores, len(scores) - k)[len(scores) - k]

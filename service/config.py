@@ -20,6 +20,7 @@ from bandit.health import HealthConfig
 from bandit.policy import ModelSpec
 from bandit.rewards import RewardPolicy
 from bandit.rules import Rule
+from retrieval.indexes import IndexConfig
 
 Count = Annotated[int, Meta(ge=1)]
 # NaN is neither above nor below, so it is refused too.
@@ -143,6 +144,22 @@ class ArchiveConfig(Section, frozen=True, kw_only=True):
     flush_entries: Count = 5_000
     journal_keep_s: Seconds = 900.0
     keep_days: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class IndexSection(Section, frozen=True, kw_only=True):
+    """The index that candidates are found in.
+
+    Attributes:
+        kind: What `hone index build` makes: `graph`, `quantised` (an eighth of the memory, shared by the workers, for
+            large catalogues), `exact` (for small ones), or `auto`, which decides by the number of items. Workers serve
+            what the bundle holds.
+    """
+
+    kind: Literal["auto", "graph", "quantised", "exact"] = "auto"
+
+    def build_config(self) -> IndexConfig:
+        """Return how indexes are built."""
+        return IndexConfig(kind=self.kind)
 
 
 class MetricsConfig(Section, frozen=True, kw_only=True):
@@ -299,6 +316,7 @@ class Config(Section, frozen=True, kw_only=True):
         archive: The archive.
         health: The health watch.
         metrics: Metrics of learner and archiver.
+        index: The index that candidates are found in.
         features: The feature schema, shared by all models.
         models: Bandit models by name.
         surfaces: Surfaces by name.
@@ -313,6 +331,7 @@ class Config(Section, frozen=True, kw_only=True):
     archive: ArchiveConfig = msgspec.field(default_factory=ArchiveConfig)
     health: HealthConfig = msgspec.field(default_factory=HealthConfig)
     metrics: MetricsConfig = msgspec.field(default_factory=MetricsConfig)
+    index: IndexSection = msgspec.field(default_factory=IndexSection)
     features: FeatureSchema = msgspec.field(default_factory=FeatureSchema)
     models: dict[str, ModelConfig] = {}
     surfaces: dict[str, SurfaceConfig] = {}

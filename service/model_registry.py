@@ -19,7 +19,7 @@ import structlog
 
 from bandit.learner import Learner
 from bandit.policy import ModelSpec
-from retrieval.bundle import BundleError, seal, unseal
+from retrieval.manifest import BundleError, seal, unseal
 from service.config import Config
 from service.durable_files import sync_folder, write_synced
 from service.errors import NotFound

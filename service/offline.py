@@ -21,7 +21,6 @@ from scipy import sparse
 
 from retrieval.bundle import (
     Bundle,
-    BundleError,
     load_bundle,
     read_embeddings,
     set_current,
@@ -31,9 +30,10 @@ from retrieval.bundle import (
 from retrieval.content_space import CONTENT_DIMENSION, build_content_space
 from retrieval.embeddings import AlsConfig, Embeddings, train
 from retrieval.exact import ExactIndex
-from retrieval.index import HnswConfig
+from retrieval.indexes import IndexConfig, IndexKind
 from retrieval.item_to_item import NeighbourConfig, find_neighbours
 from retrieval.items import Item
+from retrieval.manifest import BundleError
 from retrieval.recall import recall_at_k
 from retrieval.vectors import Metric, VectorIndex
 
@@ -80,6 +80,8 @@ class IndexReport:
     path: str
     built: bool
     """False when this very bundle was there already and verified."""
+    kind: IndexKind
+    """What the indexes are; `auto` decides by the number of items."""
     n_items: int
     dimension: int
     bundle_bytes: int
@@ -192,7 +194,7 @@ def build_index(
     bundles_root: Path,
     *,
     hmac_key: bytes | None = None,
-    config: HnswConfig | None = None,
+    config: IndexConfig | None = None,
     ks: Sequence[int] = (10, 100, 1000),
     n_queries: int = 200,
     force: bool = False,
@@ -200,13 +202,13 @@ def build_index(
 ) -> IndexReport:
     """Build the bundle of an embeddings file, make it current, measure its recall.
 
-    The version is a digest of the file and of the graph parameters: an intact bundle of that version is reused.
+    The version is a digest of the file and of the index parameters: an intact bundle of that version is reused.
 
     Args:
         embeddings_path: What `train_embeddings` wrote.
         bundles_root: Folder of the bundles.
         hmac_key: Signs the manifest.
-        config: Graph parameters.
+        config: Kind and parameters of the indexes.
         ks: Where recall is measured; capped at the number of items.
         n_queries: Sampled queries of a recall figure.
         force: Build even if the bundle is there.
@@ -218,7 +220,7 @@ def build_index(
     Raises:
         OfflineError: the embeddings cannot be read.
     """
-    config = config or HnswConfig()
+    config = config or IndexConfig()
     started = time.perf_counter()
     try:
         digest = hashlib.sha256(embeddings_path.read_bytes())
@@ -247,6 +249,7 @@ def build_index(
         version=version,
         path=str(folder),
         built=built,
+        kind=bundle.kind,
         n_items=len(embeddings.item_ids),
         dimension=embeddings.dimension,
         bundle_bytes=sum(path.stat().st_size for path in folder.iterdir()),
@@ -275,7 +278,7 @@ def _with_parts(
     return replace(embeddings, neighbours=neighbours, content=content)
 
 
-def _intact(root: Path, version: str, hmac_key: bytes | None, config: HnswConfig) -> Bundle | None:
+def _intact(root: Path, version: str, hmac_key: bytes | None, config: IndexConfig) -> Bundle | None:
     try:
         return load_bundle(root, version, hmac_key=hmac_key, config=config)
     except BundleError:

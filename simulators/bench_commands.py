@@ -14,6 +14,7 @@ from simulators.benchmarks.learning import bench_learning
 from simulators.benchmarks.ranking import bench_ranking
 from simulators.benchmarks.report import save_result
 from simulators.benchmarks.retraining import bench_retraining
+from simulators.benchmarks.retrieval import bench_retrieval, bench_retrieval_large
 from simulators.benchmarks.service import bench_service
 from simulators.load import closed_loop, open_loop, recommend_requests
 
@@ -60,6 +61,21 @@ def retraining_command(as_json: AsJson = False) -> None:
     with Console(stderr=True).status("starting") as status:
         figures = bench_retraining(status.update)
     _report("retraining", figures, as_json=as_json)
+
+
+@bench.command("retrieval", epilog="Example: hone bench retrieval --n-items 1000000 --json")
+def retrieval_command(
+    n_items: Annotated[int, typer.Option(min=10_000, help="Vectors, of 64 dimensions.")] = 1_000_000,
+    large: Annotated[bool, typer.Option("--large", help="The quantised index alone, on 10 million vectors.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """A thousand neighbours: recall, latency, build and bytes of each index, beside the libraries called directly."""
+    with Console(stderr=True).status("starting") as status:
+        if large:
+            figures = bench_retrieval_large(status.update)
+        else:
+            figures = bench_retrieval(n_items, status.update)
+    _report("retrieval_large" if large else "retrieval", figures, as_json=as_json)
 
 
 @load.callback(epilog="Example: hone load --url http://127.0.0.1:8080 --rate 100 --seconds 30")

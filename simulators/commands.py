@@ -31,6 +31,7 @@ from service.cli.offline import (
     progress_bar,
     refusals,
 )
+from service.cli.settings import settings_of
 from simulators.datasets import fetch as fetching
 from simulators.datasets import prepare as preparing
 
@@ -90,7 +91,11 @@ def fetch(
 
 @data.command("prepare", epilog="Example: hone data prepare --data-dir var")
 def prepare(
-    data_dir: DataDir = Path("var"), hmac_key: HmacKey = None, force: Force = False, as_json: AsJson = False
+    context: typer.Context,
+    data_dir: DataDir = Path("var"),
+    hmac_key: HmacKey = None,
+    force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train embeddings from the demo files and build the index bundle, printing its recall."""
     items, interactions = data_dir / "demo" / preparing.ITEMS, data_dir / "demo" / preparing.INTERACTIONS
@@ -115,6 +120,7 @@ def prepare(
                 target,
                 bundles_root(data_dir),
                 hmac_key=hmac_key.encode() if hmac_key else None,
+                config=settings_of(context).load().index.build_config(),
                 force=force,
                 progress=progress,
             )

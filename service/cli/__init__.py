@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from retrieval.bundle import BundleError
+from retrieval.manifest import BundleError
 from service.cli import (
     catalogue,
     configuration,

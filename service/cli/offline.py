@@ -16,6 +16,7 @@ from rich.table import Table
 
 from retrieval.embeddings import AlsConfig
 from service import offline
+from service.cli.settings import settings_of
 
 embeddings = typer.Typer(no_args_is_help=True, help="Train item and user embeddings.")
 index = typer.Typer(no_args_is_help=True, help="Build the index bundles that the API serves from.")
@@ -73,17 +74,22 @@ def train(
 
 @index.command("build", epilog="Example: hone index build --data-dir var --json")
 def build(
+    context: typer.Context,
     data_dir: DataDir = Path("var"),
     hmac_key: HmacKey = None,
     force: Annotated[bool, typer.Option("--force", help="Build even if this bundle is there already.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Build the bundle of the trained embeddings, make it current, print recall against the exact oracle."""
+    """Build the bundle of the trained embeddings, make it current, print recall against the exact oracle.
+
+    `index.kind` of the configuration says which kind of index; `auto` decides by the number of items.
+    """
     with refusals(), progress_bar("Indexing") as progress:
         report = offline.build_index(
             embeddings_path(data_dir),
             bundles_root(data_dir),
             hmac_key=hmac_key.encode() if hmac_key else None,
+            config=settings_of(context).load().index.build_config(),
             force=force,
             progress=progress,
         )
@@ -139,7 +145,7 @@ def print_index(report: offline.IndexReport) -> None:
     """Print what was built and its recall as a table."""
     verb = "Built" if report.built else "Kept"
     typer.echo(
-        f"{verb} bundle {report.version}: {report.n_items:,} items x {report.dimension}, "
+        f"{verb} bundle {report.version} ({report.kind}): {report.n_items:,} items x {report.dimension}, "
         f"{report.bundle_bytes / 1e6:.1f} MB, {report.duration_s:.1f} s: {report.path}"
     )
     table = Table(

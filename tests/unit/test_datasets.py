@@ -21,8 +21,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from retrieval.indexes import IndexConfig
 from retrieval.items import Item
 from service.cli import offline as cli
+from service.cli.settings import Settings
 from service.offline import OfflineError, TrainingConfig, build_index, read_items, train_embeddings
 from simulators.commands import data
 from simulators.datasets import movielens, prepare
@@ -398,11 +400,14 @@ def test_embeddings_and_index_are_built_from_the_canonical_files(
     steps: list[tuple[int, int]] = []
     built = build_index(target, tmp_path / "index", ks=(2, 10), progress=lambda *step: steps.append(step))
     again = build_index(target, tmp_path / "index", ks=(2, 10))
-    assert (built.built, again.built) == (True, False)
+    other = build_index(target, tmp_path / "index", config=IndexConfig(kind="quantised"))
+    assert (built.built, again.built, other.built) == (True, False, True)
+    assert (built.kind, other.kind) == ("exact", "quantised")
+    assert other.version != built.version
     assert built.version == again.version
     assert built.recall_als == {2: 1.0, 10: 1.0} == built.recall_similar
     assert steps == [(n, 5) for n in range(1, 6)]
-    (tmp_path / "index" / built.version / "als.hnsw").write_bytes(b"damaged")
+    (tmp_path / "index" / built.version / "gram.npy").write_bytes(b"damaged")
     assert build_index(target, tmp_path / "index").built
 
 
@@ -443,7 +448,8 @@ def test_prepare_trains_and_builds_once(tmp_path: Path, inputs: tuple[Fetched, F
     prepare.prepare_demo(tmp_path / "demo", film_files=inputs[0], rating_files=inputs[1])
     arguments = ["prepare", "--json", "--data-dir", str(tmp_path)]
     first, second, forced = (
-        json.loads(CliRunner().invoke(data, arguments + extra).stdout) for extra in ([], [], ["--force"])
+        json.loads(CliRunner().invoke(data, arguments + extra, obj=Settings(None)).stdout)
+        for extra in ([], [], ["--force"])
     )
     assert [run["trained"] for run in (first, second, forced)] == [True, False, True]
     assert [run["index"]["built"] for run in (first, second, forced)] == [True, False, True]
@@ -452,7 +458,7 @@ def test_prepare_trains_and_builds_once(tmp_path: Path, inputs: tuple[Fetched, F
 
 def test_train_and_build_refuse_missing_inputs_with_one_and_wrong_options_with_two(tmp_path: Path) -> None:
     for app, command in ((cli.embeddings, "train"), (cli.index, "build")):
-        missing = CliRunner().invoke(app, [command, "--data-dir", str(tmp_path)])
+        missing = CliRunner().invoke(app, [command, "--data-dir", str(tmp_path)], obj=Settings(None))
         assert missing.exit_code == 1
         assert missing.stderr.startswith("hone: ")
         assert CliRunner().invoke(app, [command, "--nonsense"]).exit_code == 2

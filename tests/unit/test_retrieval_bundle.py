@@ -11,21 +11,25 @@ import orjson
 import pytest
 
 from retrieval.bundle import (
-    BundleError,
     current_version,
     load_bundle,
     prune,
     read_embeddings,
-    seal,
     set_current,
     write_bundle,
     write_embeddings,
 )
 from retrieval.embeddings import Embeddings
 from retrieval.exact import ExactIndex
+from retrieval.index import HnswIndex
+from retrieval.indexes import EXACT_UP_TO, QUANTISED_FROM, IndexConfig
+from retrieval.manifest import BundleError, seal
+from retrieval.quantised import QuantisedIndex
 from retrieval.recall import recall_at_k
 
 KEY = b"a key of the operator"
+GRAPH = IndexConfig(kind="graph")
+CLASSES = {"graph": HnswIndex, "quantised": QuantisedIndex, "exact": ExactIndex}
 FILES = [
     "als.hnsw",
     "content_map.npy",
@@ -64,8 +68,16 @@ def _same(one: Embeddings, two: Embeddings) -> bool:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    write_bundle(tmp_path, _embeddings(), version="v1", hmac_key=KEY)
+    write_bundle(tmp_path, _embeddings(), version="v1", hmac_key=KEY, config=GRAPH)
     return tmp_path
+
+
+def _reseal(path: Path, key: bytes | None = KEY, **changes: object) -> None:
+    manifest = orjson.loads(path.read_bytes())
+    for name in ("sha256", "hmac"):
+        manifest.pop(name, None)
+    changed = {name: value for name, value in {**manifest, **changes}.items() if value is not None}
+    path.write_bytes(seal(changed, key))
 
 
 def test_a_bundle_reads_back_as_it_was_written(root: Path) -> None:
@@ -81,13 +93,61 @@ def test_a_bundle_reads_back_as_it_was_written(root: Path) -> None:
         assert recall_at_k(index, oracle, bundle.embeddings.item_vectors[:20], 10) > 0.95
 
 
+@pytest.mark.parametrize("kind", ["graph", "quantised", "exact"])
+def test_a_bundle_of_each_kind_reads_back_whatever_the_reader_would_build(tmp_path: Path, kind: str) -> None:
+    write_bundle(tmp_path, _embeddings(), version="v1", hmac_key=KEY, config=IndexConfig(kind=kind))
+    bundle = load_bundle(tmp_path, hmac_key=KEY, config=IndexConfig(kind="auto"))
+    assert bundle.kind == kind
+    for index, metric in ((bundle.als, "ip"), (bundle.similar, "cosine")):
+        assert type(index) is CLASSES[kind]
+        oracle = ExactIndex(8, metric=metric)
+        oracle.add(np.arange(120), bundle.embeddings.item_vectors)
+        assert len(index) == 120
+        assert recall_at_k(index, oracle, bundle.embeddings.item_vectors[:20], 10) > 0.9
+        index.remove(np.arange(119))
+        index.add(np.asarray([120]), bundle.embeddings.item_vectors[:1])
+        assert sorted(index.search(bundle.embeddings.item_vectors[0], 9)[0].tolist()) == [119, 120]
+
+
+def test_the_size_of_the_catalogue_decides_the_kind_unless_the_configuration_does() -> None:
+    assert [IndexConfig().kind_for(n) for n in (0, EXACT_UP_TO, EXACT_UP_TO + 1)] == ["exact", "exact", "graph"]
+    assert [IndexConfig().kind_for(n) for n in (QUANTISED_FROM - 1, QUANTISED_FROM)] == ["graph", "quantised"]
+    assert IndexConfig(kind="graph").kind_for(10**7) == "graph"
+
+
+def test_a_bundle_of_schema_1_still_loads_as_graphs(root: Path) -> None:
+    _reseal(root / "v1" / "manifest.json", schema=1, kind=None)
+    bundle = load_bundle(root, hmac_key=KEY)
+    assert (bundle.kind, len(bundle.als)) == ("graph", 120)
+
+
+@pytest.mark.parametrize("kind", ["quantised", "exact"])
+def test_a_manifest_of_another_kind_than_its_files_is_refused(root: Path, kind: str) -> None:
+    _reseal(root / "v1" / "manifest.json", kind=kind)
+    with pytest.raises(BundleError, match="must list"):
+        load_bundle(root, hmac_key=KEY)
+
+
+@pytest.mark.parametrize("name", ["als.ivf", "similar.ivf"])
+def test_a_damaged_file_of_lists_is_refused(tmp_path: Path, name: str) -> None:
+    write_bundle(tmp_path, _embeddings(), version="v1", hmac_key=KEY, config=IndexConfig(kind="quantised"))
+    path = tmp_path / "v1" / name
+    content = bytearray(path.read_bytes())
+    for position in range(0, len(content), 97):
+        damaged = content.copy()
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(BundleError, match=f"damaged: {name}"):
+            load_bundle(tmp_path, hmac_key=KEY)
+
+
 def test_the_folder_holds_exactly_these_files(root: Path) -> None:
     assert sorted(path.name for path in (root / "v1").iterdir()) == FILES
 
 
 def test_writing_twice_gives_the_same_bytes(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = tmp_path_factory.mktemp("other")
-    write_bundle(other, _embeddings(), version="v1", hmac_key=KEY)
+    write_bundle(other, _embeddings(), version="v1", hmac_key=KEY, config=GRAPH)
     for name in FILES:
         assert (root / "v1" / name).read_bytes() == (other / "v1" / name).read_bytes()
 
@@ -143,28 +203,25 @@ def test_another_key_and_a_missing_signature_are_refused(root: Path) -> None:
 
 
 def test_a_manifest_resealed_without_the_key_is_refused(root: Path) -> None:
-    path = root / "v1" / "manifest.json"
-    manifest = orjson.loads(path.read_bytes())
-    for name in ("sha256", "hmac"):
-        manifest.pop(name)
-    manifest["alpha0"] = 9.0
-    path.write_bytes(seal(manifest, b"a forger's key"))
+    _reseal(root / "v1" / "manifest.json", b"a forger's key", alpha0=9.0)
     with pytest.raises(BundleError, match="wrongly signed"):
         load_bundle(root, hmac_key=KEY)
 
 
-def test_a_manifest_of_another_schema_or_with_other_counts_is_refused(root: Path) -> None:
+def test_a_manifest_of_another_schema_or_kind_or_with_other_counts_is_refused(root: Path) -> None:
     path = root / "v1" / "manifest.json"
-    manifest = orjson.loads(path.read_bytes())
-    for name in ("sha256", "hmac"):
-        manifest.pop(name)
+    intact = path.read_bytes()
+    files = orjson.loads(intact)["files"]
     for change, message in (
-        ({"schema": 2}, "schema 1"),
+        ({"schema": 3}, "schema 2 or 1"),
         ({"version": "v7"}, "version v1"),
+        ({"kind": "tree"}, "must be of kind .* got tree"),
+        ({"kind": None}, "must be of kind .* got None"),
         ({"n_items": 119}, "n_items must be 119, got 120"),
-        ({"files": {**manifest["files"], "../../evil": "0"}}, "must list"),
+        ({"files": {**files, "../../evil": "0"}}, "must list"),
     ):
-        path.write_bytes(seal({**manifest, **change}, KEY))
+        path.write_bytes(intact)
+        _reseal(path, **change)
         with pytest.raises(BundleError, match=message):
             load_bundle(root, hmac_key=KEY)
 
