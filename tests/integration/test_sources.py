@@ -22,7 +22,7 @@ def _decide(api: Api, stack: Stack, **fields: Any) -> Decision:
     api.recommend(surface=SURFACE, event_id=event_id, **fields)
     store = redis.Redis(unix_socket_path=str(socket_path(stack.data_dir)))
     try:
-        for _, entry in store.xrevrange("hone:0:journal", count=50):
+        for _, entry in store.xrevrange("hone:{0}:journal", count=50):
             (payload,) = entry.values()
             decision = journal_decoder.decode(payload)
             if isinstance(decision, Decision) and decision.event_id == event_id:
