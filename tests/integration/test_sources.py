@@ -6,8 +6,11 @@ import uuid
 from collections import defaultdict
 from typing import Any
 
+import msgspec
 import redis
 
+from retrieval.content import content_matrix
+from retrieval.items import Item
 from service.adapters.embedded_store import socket_path
 from service.messages import Decision, journal_decoder
 from tests.integration.api import Api
@@ -22,7 +25,7 @@ def _decide(api: Api, stack: Stack, **fields: Any) -> Decision:
     api.recommend(surface=SURFACE, event_id=event_id, **fields)
     store = redis.Redis(unix_socket_path=str(socket_path(stack.data_dir)))
     try:
-        for _, entry in store.xrevrange("hone:0:journal", count=50):
+        for _, entry in store.xrevrange("hone:{0}:journal", count=50):
             (payload,) = entry.values()
             decision = journal_decoder.decode(payload)
             if isinstance(decision, Decision) and decision.event_id == event_id:
@@ -65,11 +68,13 @@ def test_what_the_same_people_like_is_served_without_a_retraining_and_named_in_t
 
 
 def test_content_candidates_are_like_the_seed(stack: Stack, api: Api, known_items: list[dict[str, Any]]) -> None:
-    genres = {item["id"]: set(item["attributes"].get("genres", [])) for item in known_items}
-    shared, by_chance = [], []
-    for item in known_items[:8]:
+    place = {item["id"]: n for n, item in enumerate(known_items)}
+    content = content_matrix([msgspec.convert(item, Item) for item in known_items])
+    found_alike, all_alike = [], []
+    for n, item in enumerate(known_items[:8]):
         found = _by_source(_decide(api, stack, seed_item_id=item["id"]))["content"]
         assert found
-        shared += [bool(genres[item["id"]] & genres[other]) for other in found[:10]]
-        by_chance += [bool(genres[item["id"]] & of) for of in genres.values()]
-    assert sum(shared) / len(shared) > 1.5 * sum(by_chance) / len(by_chance)
+        cosines = (content @ content[n].T).toarray().ravel()
+        found_alike.append(cosines[[place[other] for other in found]].mean())
+        all_alike.append(cosines.mean())
+    assert sum(found_alike) > 1.4 * sum(all_alike)
