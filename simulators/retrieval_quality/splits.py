@@ -93,9 +93,9 @@ def unfiltered(ratings: NDArray[np.int64]) -> tuple[Ratings, IntArray]:
 def leave_latest_out(ratings: Ratings) -> Split:
     """Hold out the latest rating of each user.
 
-    Half of the users of MovieLens 100k rated several films in their last second. The published code takes the
-    smallest column among them, and columns are in order of first appearance, which is earlier for popular films: it
-    is worth .05 of the hit rate of popularity, so the same rule is followed here.
+    44% of the users of MovieLens 100k rated several films in their last second. The published code takes the smallest
+    column among them, and columns are in order of first appearance, which is earlier for popular films: it is worth
+    .046 of the hit rate of popularity, so the same rule is followed here.
     """
     return _last_of_each_user(ratings, np.lexsort((-ratings.item, ratings.at_s, ratings.user)))
 
