@@ -279,7 +279,8 @@ class QuantisedIndex:
         n_probe = min(n_lists, math.ceil(self.n_probe * max(1.0, k / self.config.k)))
         while True:
             labels, scores = probe(self._ivf, self._means, query[None, :], k + len(self._hollow), n_probe)
-            is_found = labels[0] >= 0
-            if n_probe == n_lists or np.count_nonzero(is_found) >= k:
-                return labels[0, is_found], scores[0, is_found].astype(np.float64)
+            # What is missing is at the end.
+            n_found = int(np.count_nonzero(labels[0] >= 0))
+            if n_probe == n_lists or n_found >= k:
+                return labels[0, :n_found], scores[0, :n_found].astype(np.float64)
             n_probe = min(n_lists, 4 * n_probe)
