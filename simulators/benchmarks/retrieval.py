@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 
 from retrieval.exact import ExactIndex
 from retrieval.index import HnswConfig, HnswIndex
-from retrieval.lists import QuantisedConfig, means_of
+from retrieval.lists import QuantisedConfig
 from retrieval.quantised import QuantisedIndex
 from retrieval.vectors import VectorIndex
 from simulators.benchmarks.sharing import measure_sharing
@@ -117,10 +117,6 @@ def _quantised(
     index = QuantisedIndex.load(path, dimension=_DIMENSION, n=len(vectors), metric="ip")
     load_s = time.perf_counter() - started
     raw = faiss.read_index(str(path))
-    # Alone, faiss probes by what its quantiser compares by: products with the means, as ours does.
-    means = means_of(raw)
-    raw.own_fields = False
-    raw.quantizer = means
     raw.nprobe = index.n_probe
     tell("searching lists")
     figures = _in_turns(_ours(index), lambda query: raw.search(query[None, :], _K)[1][0], queries, truth)
