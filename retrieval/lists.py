@@ -70,29 +70,23 @@ def cut(rows: NDArray[np.float32], config: QuantisedConfig) -> faiss.IndexIVFSca
         low, high = np.minimum(low, residuals.min(axis=0)), np.maximum(high, residuals.max(axis=0))
     if not n:
         low = high = np.zeros(dimension, dtype=np.float32)
-    lists = new_lists(quantiser, dimension, n_lists, np.concatenate([low, high - low]))
+    lists = new_lists(means, np.concatenate([low, high - low]))
     labels = np.arange(n, dtype=np.int64)
     lists.add_core(n, faiss.swig_ptr(rows), faiss.swig_ptr(labels), faiss.swig_ptr(numbers))
     return lists
 
 
-def new_lists(
-    quantiser: faiss.IndexFlatL2, dimension: int, n_lists: int, ranges: NDArray[np.float32]
-) -> faiss.IndexIVFScalarQuantizer:
-    """Make empty lists around the means of a quantiser; ranges [2 d] are the lowest differences and their spans."""
+def new_lists(means: NDArray[np.float32], ranges: NDArray[np.float32]) -> faiss.IndexIVFScalarQuantizer:
+    """Make empty lists around means [m, d], probed by product; ranges [2 d]: lowest differences, and their spans."""
+    n_lists, dimension = means.shape
+    by_product = faiss.IndexFlatIP(dimension)
+    by_product.add(means)
     lists = faiss.IndexIVFScalarQuantizer(
-        quantiser, dimension, n_lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, True
+        by_product, dimension, n_lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, True
     )
     faiss.copy_array_to_vector(ranges, lists.sq.trained)
     lists.is_trained = True
     return lists
-
-
-def means_of(lists: faiss.IndexIVFScalarQuantizer) -> faiss.IndexFlatIP:
-    """Return the means of the lists, to be searched by inner product."""
-    means = faiss.IndexFlatIP(lists.d)
-    means.add(lists.quantizer.reconstruct_n(0, lists.nlist))
-    return means
 
 
 def measure_probes(
@@ -103,11 +97,10 @@ def measure_probes(
 ) -> int:
     """Find the fewest lists, in steps of a quarter, that reach the recall; all of them when none do."""
     k, n_lists = min(config.k, len(rows)), int(lists.nlist)
-    means = means_of(lists)
     best, _ = faiss.knn(queries, rows, k, metric=faiss.METRIC_INNER_PRODUCT)
     n_probe = 1
     while n_probe < n_lists:
-        found, _ = probe(lists, means, queries, k, n_probe)
+        found, _ = probe(lists, queries, k, n_probe)
         # An item that ties with the last of the best, up to rounding, counts as found.
         edges = best[:, -1] - 1e-6 * np.maximum(1.0, np.abs(best[:, -1]))
         hits = [
@@ -121,12 +114,11 @@ def measure_probes(
 
 
 def probe(
-    lists: faiss.IndexIVFScalarQuantizer, means: faiss.IndexFlatIP, queries: NDArray[np.float32], k: int, n_probe: int
+    lists: faiss.IndexIVFScalarQuantizer, queries: NDArray[np.float32], k: int, n_probe: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Scan the best n_probe lists of each query [m, d]: labels int64 [m, k], -1 where none is left, and scores."""
-    closeness, numbers = means.search(queries, n_probe)
     lists.nprobe = n_probe
-    scores, labels = lists.search_preassigned(queries, k, numbers, closeness)
+    scores, labels = lists.search(queries, k)
     return labels, scores
 
 

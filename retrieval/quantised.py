@@ -26,7 +26,6 @@ from retrieval.lists import (
     cut,
     faiss_threads,
     label_view,
-    means_of,
     measure_probes,
     new_lists,
     probe,
@@ -68,10 +67,11 @@ class QuantisedIndex:
             self._beneath.prefetch_nthread = 0
         # Lists that were emptied hold one entry of label -1 instead, which faiss leaves out of its answers.
         self._hollow: set[int] = set()
-        self._ivf = new_lists(lists.quantizer, self.dimension, lists.nlist, faiss.vector_to_array(lists.sq.trained))
-        self._ivf.replace_invlists(self._layers, False)
-        self._means = means_of(lists)
         self._mean_of: NDArray[np.float32] = lists.quantizer.reconstruct_n(0, lists.nlist)
+        self._by_distance = faiss.IndexFlatL2(self.dimension)
+        self._by_distance.add(self._mean_of)
+        self._ivf = new_lists(self._mean_of, faiss.vector_to_array(lists.sq.trained))
+        self._ivf.replace_invlists(self._layers, False)
         self._list_of = np.full(0, -1, dtype=np.int16)
         self._n_listed = 0
         for number in range(lists.nlist):
@@ -139,6 +139,8 @@ class QuantisedIndex:
             raise ValueError(
                 f"{path.name} must hold {n} vectors of {dimension} in lists, got {lists.ntotal} of {lists.d}"
             )
+        if lists.quantizer.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise ValueError(f"{path.name} must hold lists that are probed by product, got others")
         index = cls(lists, metric=metric, config=config)
         if len(index) != n or len(index._list_of) < n or (index._list_of[:n] < 0).any():
             raise ValueError(f"{path.name} must hold the labels 0..{n - 1}, got others")
@@ -210,7 +212,7 @@ class QuantisedIndex:
         self._is_fresh = False
         points = unit_rows(rows) if self.metric == "cosine" else rows
         with faiss_threads(1):
-            numbers = self._ivf.quantizer.assign(points, 1).ravel()
+            numbers = self._by_distance.assign(points, 1).ravel()
             fits = self._fits(points, numbers)
             self._aside.add(ids[~fits], rows[~fits])
             ids, points, numbers = ids[fits], np.ascontiguousarray(points[fits]), numbers[fits]
@@ -278,8 +280,9 @@ class QuantisedIndex:
         n_lists = self.n_lists
         n_probe = min(n_lists, math.ceil(self.n_probe * max(1.0, k / self.config.k)))
         while True:
-            labels, scores = probe(self._ivf, self._means, query[None, :], k + len(self._hollow), n_probe)
-            is_found = labels[0] >= 0
-            if n_probe == n_lists or np.count_nonzero(is_found) >= k:
-                return labels[0, is_found], scores[0, is_found].astype(np.float64)
+            labels, scores = probe(self._ivf, query[None, :], k + len(self._hollow), n_probe)
+            # What is missing is at the end.
+            n_found = int(np.count_nonzero(labels[0] >= 0))
+            if n_probe == n_lists or n_found >= k:
+                return labels[0, :n_found], scores[0, :n_found].astype(np.float64)
             n_probe = min(n_lists, 4 * n_probe)

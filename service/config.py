@@ -150,9 +150,9 @@ class IndexSection(Section, frozen=True, kw_only=True):
     """The index that candidates are found in.
 
     Attributes:
-        kind: What `hone index build` makes: `graph`, `quantised` (an eighth of the memory, shared by the workers, for
-            large catalogues), `exact` (for small ones), or `auto`, which decides by the number of items. Workers serve
-            what the bundle holds.
+        kind: What `hone index build` makes: `exact` (for small catalogues), `quantised` (lists of 8-bit codes, a fifth
+            of a graph's memory, shared by the workers), `graph` (exact scores), or `auto`, which takes the first up to
+            20,000 items and the second from there. Workers serve what the bundle holds.
     """
 
     kind: Literal["auto", "graph", "quantised", "exact"] = "auto"

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import pytest
@@ -33,27 +38,33 @@ def _exact_cosine() -> VectorIndex:
     return ExactIndex(DIMENSION, metric="cosine")
 
 
-def _quantised(metric: Metric, *, n_built: int, largest: float) -> QuantisedIndex:
-    """Build lists and codes on other vectors of the length of the tests', then take those out."""
-    built = np.random.default_rng(9).normal(size=(n_built, DIMENSION)).astype(np.float32)
-    if n_built:
-        # Ranges of the codes that hold whatever the tests add, so that the lists take it, not the side table.
-        built[: 2 * DIMENSION] = largest * np.concatenate([np.eye(DIMENSION), -np.eye(DIMENSION)])
-    index = QuantisedIndex.build(built, metric=metric)
-    index.remove(np.arange(n_built))
+@cache
+def _built(metric: Metric, *, largest: float) -> Path:
+    """Build on other vectors, as long as nearly all that the tests add, so that lists take them, not the side table."""
+    vectors = np.random.default_rng(9).normal(size=(160, DIMENSION)).astype(np.float32)
+    vectors[: 2 * DIMENSION] = largest * np.concatenate([np.eye(DIMENSION), -np.eye(DIMENSION)])
+    path = Path(mkdtemp()) / "lists"
+    atexit.register(shutil.rmtree, path.parent)
+    QuantisedIndex.build(vectors, metric=metric).save(path)
+    return path
+
+
+def _quantised(metric: Metric, *, largest: float) -> VectorIndex:
+    index = QuantisedIndex.load(_built(metric, largest=largest), dimension=DIMENSION, n=160, metric=metric)
+    index.remove(np.arange(160))
     return index
 
 
 def _quantised_ip() -> VectorIndex:
-    return _quantised("ip", n_built=400, largest=4.0)
+    return _quantised("ip", largest=4.0)
 
 
 def _quantised_cosine() -> VectorIndex:
-    return _quantised("cosine", n_built=400, largest=1.0)
+    return _quantised("cosine", largest=1.0)
 
 
 def _quantised_of_nothing() -> VectorIndex:
-    return _quantised("ip", n_built=0, largest=0.0)
+    return QuantisedIndex.build(np.zeros((0, DIMENSION), dtype=np.float32))
 
 
 MAKERS = [

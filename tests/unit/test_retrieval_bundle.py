@@ -22,7 +22,7 @@ from retrieval.bundle import (
 from retrieval.embeddings import Embeddings
 from retrieval.exact import ExactIndex
 from retrieval.index import HnswIndex
-from retrieval.indexes import EXACT_UP_TO, QUANTISED_FROM, IndexConfig
+from retrieval.indexes import EXACT_UP_TO, IndexConfig
 from retrieval.manifest import BundleError, seal
 from retrieval.quantised import QuantisedIndex
 from retrieval.recall import recall_at_k
@@ -110,8 +110,7 @@ def test_a_bundle_of_each_kind_reads_back_whatever_the_reader_would_build(tmp_pa
 
 
 def test_the_size_of_the_catalogue_decides_the_kind_unless_the_configuration_does() -> None:
-    assert [IndexConfig().kind_for(n) for n in (0, EXACT_UP_TO, EXACT_UP_TO + 1)] == ["exact", "exact", "graph"]
-    assert [IndexConfig().kind_for(n) for n in (QUANTISED_FROM - 1, QUANTISED_FROM)] == ["graph", "quantised"]
+    assert [IndexConfig().kind_for(n) for n in (0, EXACT_UP_TO, EXACT_UP_TO + 1)] == ["exact", "exact", "quantised"]
     assert IndexConfig(kind="graph").kind_for(10**7) == "graph"
 
 
