@@ -32,7 +32,7 @@ def _decide(api: Api, stack: Stack, **fields: Any) -> Decision:
 def _find(stack: Stack, event_id: str) -> list[Decision]:
     store = redis.Redis(unix_socket_path=str(socket_path(stack.data_dir)))
     try:
-        for _, entry in store.xrevrange("hone:0:journal", count=500):
+        for _, entry in store.xrevrange("hone:{0}:journal", count=500):
             (payload,) = entry.values()
             decision = journal_decoder.decode(payload)
             if isinstance(decision, Decision) and decision.event_id == event_id:
