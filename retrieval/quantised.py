@@ -3,8 +3,9 @@
 A vector is one byte a dimension in one of about sqrt(n) lists, see `retrieval.lists`. How many lists a search scans is
 measured when the index is built.
 
-Scores are those of the codes, a quarter of a percent off or so. What the codes cannot hold, because it lies outside of
-everything that the index was built from, goes to a side table that every search scans exactly, as in the graph index.
+Scores are those of the codes, which round every component to one of 256 steps. What the codes cannot hold, because it
+lies outside of everything that the index was built from, goes to a side table that every search scans exactly, as in
+the graph index.
 
 A loaded index maps its file: processes of one machine share the pages. A list that changes is first copied, so a
 process pays for the lists that it changed only.
