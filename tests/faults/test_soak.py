@@ -61,9 +61,12 @@ def soaked() -> Iterator[Stack]:
 
 
 def pss_mib(pid: int) -> float:
-    """Return the proportional share of memory of a process."""
+    """Return the proportional share of the anonymous memory of a process.
+
+    How large its share of mapped files is depends on who else runs the same libraries.
+    """
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:")) / 1024
 
 
 def growth_an_hour(times_s: list[float], values: list[float]) -> float:
