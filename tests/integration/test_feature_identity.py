@@ -148,7 +148,7 @@ async def test_control_a_worker_that_logs_another_position_is_caught(
 async def test_control_a_learner_that_forgets_its_checkpoint_is_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ItemCounting, "restore", lambda self, stored: None)
+    monkeypatch.setattr(ItemCounting, "restore", lambda self, stored, pairs: None)
     assert "candidates impressions_now" in await _mismatches(tmp_path, crash=True)
 
 

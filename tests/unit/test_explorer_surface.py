@@ -421,8 +421,12 @@ async def test_a_crash_anywhere_gives_the_explorer_of_no_crash(options: str) -> 
 
 
 async def test_without_cuts_a_crash_would_change_an_explorer_that_keeps_random_numbers() -> None:
-    undisturbed, crashed = await _models_of_two_runs("--bag 10", CheckpointsAnywhere)
-    assert crashed != undisturbed
+    # Event ids are drawn anew, and ten bags give a pmf in tenths: now and then two different models say the same.
+    for _ in range(8):
+        undisturbed, crashed = await _models_of_two_runs("--bag 10", CheckpointsAnywhere)
+        if crashed != undisturbed:
+            return
+    raise AssertionError("a crash never changed the model")
 
 
 def _probes() -> list[Any]:
