@@ -200,4 +200,6 @@ def _merge(folder: Path, kind: str, hour: Path) -> bool:
                 file.path.unlink()
     for partial, _ in written:
         partial.unlink(missing_ok=True)
+    # Arrow keeps what it allocated: an hour's merge would be the archiver's size for ever.
+    pa.default_memory_pool().release_unused()
     return may

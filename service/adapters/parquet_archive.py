@@ -94,10 +94,7 @@ class ParquetArchive:
             return True
         if keep_days and drop_one_hour(self._folder, before_ms=now_ms - keep_days * _MS_PER_DAY):
             return True
-        has_merged = merge_one_hour(self._folder, _read_state(self._folder).positions, self._merged)
-        # Arrow keeps what it allocated: an hour's merge would be the archiver's size for ever.
-        pa.default_memory_pool().release_unused()
-        return has_merged
+        return merge_one_hour(self._folder, _read_state(self._folder).positions, self._merged)
 
     def _write(self, batch: ArchiveBatch) -> None:
         state = _read_state(self._folder)
