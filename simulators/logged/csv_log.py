@@ -116,12 +116,22 @@ class CsvLog:
     n_actions: int = 0
     any_order: bool = False
 
-    def batches(self, report: ImportReport) -> Iterator[LoggedBatch]:
+    def count_slots(self) -> int:
+        """Return 1: a row is a single action."""
+        return 1
+
+    @property
+    def unsupported(self) -> str:
+        """Return nothing: what a CSV file cannot carry shows in its weights."""
+        return ""
+
+    def batches(self, report: ImportReport, *, n_slots: int) -> Iterator[LoggedBatch]:
         """Yield the accepted rows, a block at a time, counting what is rejected.
 
         Raises:
             LogRefused: the file cannot be read, lacks a column, or its time falls.
         """
+        assert n_slots == 1
         yield from report.watch(_Reader(self, report).run())
 
 
@@ -292,8 +302,9 @@ def _number(text: str | None) -> float | None:
 
 
 def _unix_us(text: str | None) -> float | None:
-    if text is None or (number := _number(text)) is not None:
-        return None if text is None else number
+    number = _number(text)
+    if text is None or number is not None:
+        return number
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
