@@ -104,8 +104,8 @@ def evaluate_log(log: LogSource, *, position_weights: Float64Array | None = None
     if not sums.n:
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in report.rejected.most_common()) or "it is empty"
         raise LogRefused(f"no row of the log can be used: {reasons}")
-    for name in sums.left_out:
-        report.note(f"{name} is left out: marginal probabilities are known for short slates of few candidates only")
+    if n_slots > 1 and "iips" not in sums.sums:
+        report.note("iips is left out: its marginal probabilities are listed for short slates of few candidates only")
     lines = sums.lines(refusal=log.unsupported or None)
     refused = [line.refusal for line in lines]
     refusal = refused[0] if all(refused) else None

@@ -21,7 +21,7 @@ from service.messages import Decision, journal_decoder
 from simulators.counterfactual import Counterfactual, TargetPolicy, build_counterfactual
 from simulators.logged.batches import LoggedBatch, clusters_of_users
 from simulators.logged.import_report import ImportReport, LogRefused
-from simulators.marginals import position_marginals
+from simulators.marginals import Marginals
 
 _DECISIONS_AT_ONCE = 512
 # Propensities replay to the bit where they were drawn, and this closely elsewhere.
@@ -119,12 +119,13 @@ class ArchiveLog:
         weights = np.ones(n_slots)
         weights[: len(self.position_weights)] = self.position_weights
         held: list[_WeighedDecision] = []
+        marginals = Marginals()
         for decision, rewards in self.decisions(report):
             try:
                 if not _replays(decision):
                     report.reject("propensity: does not follow from the record", [decision.event_id])
                     continue
-                weighed = _weigh(decision, rewards, self.target, weights)
+                weighed = _weigh(decision, rewards, self.target, weights, marginals)
             except ValueError as error:
                 raise LogRefused(str(error)) from error
             self.unsupported = self.unsupported or weighed.found.unsupported
@@ -170,7 +171,11 @@ def _replays(decision: Decision) -> bool:
 
 
 def _weigh(
-    decision: Decision, rewards: dict[int, float], target: TargetPolicy, position_weights: Float64Array
+    decision: Decision,
+    rewards: dict[int, float],
+    target: TargetPolicy,
+    position_weights: Float64Array,
+    marginals: Marginals,
 ) -> _WeighedDecision:
     found = build_counterfactual(decision, target)
     n_slots = len(decision.slots)
@@ -182,7 +187,7 @@ def _weigh(
         n_feasible=[slot.n_feasible for slot in decision.slots],
         model_logged=logged,
         model_target=expected,
-        marginals=_marginal_weights(decision, target),
+        marginals=_marginal_weights(decision, target, marginals),
         user=decision.user_key or decision.event_id,
         floor=min((decision.exploration.uniform_floor / slot.n_feasible for slot in drawn), default=1.0),
     )
@@ -206,10 +211,10 @@ def _values_to_go(
     return position_weights * logged + later, position_weights * expected + later
 
 
-def _marginal_weights(decision: Decision, target: TargetPolicy) -> Float64Array | None:
+def _marginal_weights(decision: Decision, target: TargetPolicy, marginals: Marginals) -> Float64Array | None:
     """Return float64 [S], the logged items' marginal weights, None where prefixes are too many to list."""
-    logged = position_marginals(decision)
-    wanted = None if logged is None else position_marginals(target.applied_to(decision))
+    logged = marginals.of(decision)
+    wanted = None if logged is None else marginals.of(target.applied_to(decision))
     if logged is None or wanted is None:
         return None
     slots, actions = np.arange(len(decision.slots)), [slot.action for slot in decision.slots]
