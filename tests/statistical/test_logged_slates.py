@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from scipy import stats
 
 from bandit.exploration import Epsilon, Exploration, Greedy, Softmax
 from service.export import Selection
-from simulators.counterfactual import TargetPolicy
+from simulators.counterfactual import TargetPolicy, build_counterfactual
 from simulators.evaluate_log import evaluate_log
 from simulators.logged.archive_log import ArchiveLog
 from simulators.logged_world import LoggedWorld
@@ -58,7 +59,7 @@ def true_value(world: LoggedWorld, exploration: Exploration) -> float:
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("archive")
-    write_archive(folder, WORLD.log(4_000, seed=4))
+    write_archive(folder, WORLD.log(2_000, seed=4))
     return folder
 
 
@@ -82,12 +83,21 @@ def test_the_value_of_another_policy_is_inside_its_intervals(archive: Path, name
             assert abs(line.value - truth) < 2.0 * half, line
 
 
-def test_the_intervals_of_one_policy_miss_the_value_of_another(archive: Path) -> None:
-    """Negative control: the value of the uniform policy is not that of the greedy one."""
+def test_a_log_with_the_propensities_of_another_policy_is_refused(tmp_path: Path) -> None:
+    """Negative control: records say that a greedier policy drew what the world's own policy drew."""
+    claimed = Epsilon(rate=0.3, uniform_share=0.7, shortlist=3)
+    log = []
+    for joined in WORLD.log(1_000, seed=4):
+        decision = joined.payload
+        found = build_counterfactual(decision, TargetPolicy(exploration=claimed))
+        slots = [
+            msgspec.structs.replace(slot, propensity=float(propensity))
+            for slot, propensity in zip(decision.slots, found.target, strict=True)
+        ]
+        payload = msgspec.structs.replace(decision, exploration=claimed, slots=slots)
+        log.append(msgspec.structs.replace(joined, payload=payload))
+    write_archive(tmp_path, log)
     target = TargetPolicy(exploration=TARGETS["uniform"])
-    log = ArchiveLog(config=WORLD.config, folder=archive, selection=Selection(), target=target)
-    found = evaluate_log(log)
-    truth = true_value(WORLD, TARGETS["greedy"])
-    whole = [line.interval for line in found.lines if line.interval is not None and line.name != "one_slot"]
-    assert len(whole) == 8
-    assert not any(interval.lower < truth < interval.upper for interval in whole)
+    refused = evaluate_log(ArchiveLog(config=WORLD.config, folder=tmp_path, selection=Selection(), target=target))
+    assert refused.report.n_rejected == 0
+    assert all(line.refusal is not None and "mean weight" in line.refusal for line in refused.lines)
