@@ -20,7 +20,7 @@ def build_generator(*, salt: bytes, purpose: Purpose, surface: str, event_id: st
     for part in (salt, purpose.encode(), surface.encode(), event_id.encode()):
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
-    return np.random.Generator(np.random.Philox(seed=_Key(digest.digest())))
+    return np.random.Generator(np.random.Philox(seed=_Key(digest.digest())))  # type: ignore[arg-type] # its stub knows SeedSequence only
 
 
 class _Key(ISeedSequence):
