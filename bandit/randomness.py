@@ -24,7 +24,7 @@ def build_generator(*, salt: bytes, purpose: Purpose, surface: str, event_id: st
 
 
 class _Key(ISeedSequence):
-    """Gives Philox its key: `Philox(key=...)` would first gather entropy from the system, and take five times longer."""
+    """Gives Philox its key; `Philox(key=...)` would first gather entropy from the system, which takes far longer."""
 
     def __init__(self, key: bytes) -> None:
         self._words = np.frombuffer(key, dtype="<u8").astype(np.uint64, copy=False)

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from service.cli.settings import settings_of
+from simulators.benchmarks.closed_loop import bench_closed_loop
 from simulators.benchmarks.learning import bench_learning
 from simulators.benchmarks.ranking import bench_ranking
 from simulators.benchmarks.report import save_result
@@ -76,6 +77,14 @@ def retrieval_command(
         else:
             figures = bench_retrieval(n_items, status.update)
     _report("retrieval_large" if large else "retrieval", figures, as_json=as_json)
+
+
+@bench.command("simulators", epilog="Example: hone bench simulators --json")
+def simulators_command(as_json: AsJson = False) -> None:
+    """Decisions a second of the closed loop on one core, learning included."""
+    with Console(stderr=True).status("starting") as status:
+        figures = {"closed_loop": bench_closed_loop(status.update)}
+    _report("simulators", figures, as_json=as_json)
 
 
 @load.callback(epilog="Example: hone load --url http://127.0.0.1:8080 --rate 100 --seconds 30")

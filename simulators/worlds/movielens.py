@@ -53,7 +53,9 @@ class MovieLensTasteSpec:
             Feature(name="age", namespace="context", source="age", kind="numeric", edges=[18.0, 25.0, 35.0, 50.0]),
             Feature(name="occupation", namespace="context", source="occupation"),
             Feature(name="genre", namespace="item", source="genres", kind="multi", limit=6),
-            Feature(name="year", namespace="item", source="year", kind="numeric", edges=[1970.0, 1980.0, 1990.0, 1995.0]),
+            Feature(
+                name="year", namespace="item", source="year", kind="numeric", edges=[1970.0, 1980.0, 1990.0, 1995.0]
+            ),
         ]
 
     def build(self, seed: int) -> MovieLensTastes:

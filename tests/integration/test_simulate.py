@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
-import numpy as np
 import pytest
 
 from service.errors import StoreUnavailable
@@ -54,9 +54,12 @@ def test_a_service_is_told_who_came_and_what_they_clicked(stack: Stack, api: Api
         )
     )
     assert api.call("GET", "/v1/items/simulated-i000005").body["attributes"]["genres"]
-    came = [user for user in range(churning_world().crowd.n_users) if interactions(api, user)]
-    # Whose every event was still on its way when the run ended is not among them.
-    assert 0 < len(came) <= run.n_events
+    visits = itertools.islice(churning_world().build(2).visits(), 40)
+    recent = [api.call("GET", f"/v1/users/simulated-u{visit.user}").body["recent"] for visit in visits]
+    told = [interaction for of_user in recent for interaction in of_user]
+    assert 0 < len(told) <= run.n_events
+    assert {interaction["event_type"] for interaction in told} <= {"click", "skip"}
+    assert all(interaction["item_id"].startswith("simulated-i") for interaction in told)
 
 
 def test_a_service_that_is_not_there_is_an_error_of_its_own() -> None:
