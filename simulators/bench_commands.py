@@ -72,11 +72,15 @@ def simulators_command(
     obp_python: Annotated[
         Path | None, typer.Option(help="Interpreter that has the Open Bandit Pipeline; left out without one.")
     ] = None,
+    loop_only: Annotated[bool, typer.Option("--loop-only", help="The closed loop alone.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Off-policy evaluation of a long log: rows a second, memory, and the Open Bandit Pipeline on the same file."""
+    """Decisions a second of the closed loop; rows a second of off-policy evaluation beside the Open Bandit Pipeline."""
     with Console(stderr=True).status("starting") as status:
-        figures = bench_simulators(status.update, n_rows=n_rows, pipeline=obp_python)
+        loop = {"closed_loop": bench_closed_loop(status.update)}
+        if loop_only:
+            return _report("closed_loop", loop, as_json=as_json)
+        figures = loop | bench_simulators(status.update, n_rows=n_rows, pipeline=obp_python)
     _report("simulators", figures, as_json=as_json)
 
 
@@ -93,14 +97,6 @@ def retrieval_command(
         else:
             figures = bench_retrieval(n_items, status.update)
     _report("retrieval_large" if large else "retrieval", figures, as_json=as_json)
-
-
-@bench.command("simulators", epilog="Example: hone bench simulators --json")
-def simulators_command(as_json: AsJson = False) -> None:
-    """Decisions a second of the closed loop on one core, learning included."""
-    with Console(stderr=True).status("starting") as status:
-        figures = {"closed_loop": bench_closed_loop(status.update)}
-    _report("simulators", figures, as_json=as_json)
 
 
 @load.callback(epilog="Example: hone load --url http://127.0.0.1:8080 --rate 100 --seconds 30")
