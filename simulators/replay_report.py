@@ -53,7 +53,7 @@ def verdict(result: ReplayResult) -> str:
     usable = [line for line in found.lines if line.value is not None and line.interval is not None]
     if not usable:
         return "Cannot tell: there are too few users for an interval."
-    # The narrowest of those that are unbiased under the weakest of its assumptions comes first in the panel.
+    # The panel begins with the estimator that assumes least.
     line = usable[0]
     assert line.value is not None
     assert line.interval is not None

