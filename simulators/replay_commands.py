@@ -33,8 +33,8 @@ class ReplayFormat(StrEnum):
 
 
 @replay.callback(
-    epilog='Examples: hone replay --log var/archive --exploration \'{"kind": "softmax", "temperature": 0.1}\'; '
-    "hone replay --log clicks.dsjson --format dsjson --vw '--cb_adf --cb_type mtr -q ::' --learn"
+    epilog='Example: hone replay --log var/archive --exploration \'{"kind": "softmax", "temperature": 0.1}\', or '
+    "hone replay --log clicks.dsjson --format dsjson --vw '--cb_adf --cb_type mtr -q UA' --learn"
 )
 def replay_command(
     context: typer.Context,
