@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from service.cli import app
 from simulators.datasets.fetch import Fetched, cache_folder, fetch
-from simulators.evaluate_commands import evaluate
 from simulators.evaluate_log import evaluate_log
 from simulators.logged.csv_log import CsvLog
 from simulators.logged.open_bandit import CSV_COLUMNS, OPEN_BANDIT, read_log, read_prior, thompson_pmf, uniform_pmf
@@ -34,7 +34,7 @@ def files() -> Fetched:
 
 
 def run(*arguments: str) -> dict[str, object]:
-    result = CliRunner().invoke(evaluate, ["--offline", "--json", *arguments])
+    result = CliRunner().invoke(app, ["evaluate", "--offline", "--json", *arguments])
     assert result.exit_code == 0, result.stderr
     return json.loads(result.stdout)
 
@@ -62,7 +62,7 @@ def test_the_published_figures_come_out_to_every_printed_digit(files: Fetched, c
 
 
 def test_a_log_without_support_is_refused_with_its_reason_and_no_value(files: Fetched) -> None:
-    result = CliRunner().invoke(evaluate, ["--offline", "--json", "--campaign", "women", "--reverse"])
+    result = CliRunner().invoke(app, ["evaluate", "--offline", "--json", "--campaign", "women", "--reverse"])
     assert result.exit_code == 1
     found = json.loads(result.stdout)
     assert found["estimates"] == found["intervals"] == {}
@@ -73,10 +73,10 @@ def test_a_log_without_support_is_refused_with_its_reason_and_no_value(files: Fe
 
 
 def test_the_printed_report_shows_support_before_values(files: Fetched) -> None:
-    result = CliRunner().invoke(evaluate, ["--offline", "--campaign", "men"])
+    result = CliRunner().invoke(app, ["evaluate", "--offline", "--campaign", "men"])
     assert result.exit_code == 0
     assert 0 < result.stdout.index("ESS 2,467.4") < result.stdout.index("0.004534")
-    refused = CliRunner().invoke(evaluate, ["--offline", "--campaign", "women", "--reverse"])
+    refused = CliRunner().invoke(app, ["evaluate", "--offline", "--campaign", "women", "--reverse"])
     assert "largest weight 21,739.1" in refused.stdout
     assert "estimator" not in refused.stdout
 
@@ -85,12 +85,12 @@ def test_what_is_not_there_ends_with_one_and_what_is_not_known_with_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HONE_CACHE_DIR", str(tmp_path))
-    absent = CliRunner().invoke(evaluate, ["--offline"])
+    absent = CliRunner().invoke(app, ["evaluate", "--offline"])
     assert absent.exit_code == 1
     assert "python -m pip download --no-deps obp==0.4.1" in absent.stderr
-    assert CliRunner().invoke(evaluate, ["--campaign", "children"]).exit_code == 2
-    assert CliRunner().invoke(evaluate, ["--dataset", "netflix"]).exit_code == 2
-    assert "Example: hone evaluate" in CliRunner().invoke(evaluate, ["--help"]).stdout
+    assert CliRunner().invoke(app, ["evaluate", "--campaign", "children"]).exit_code == 2
+    assert CliRunner().invoke(app, ["evaluate", "--dataset", "netflix"]).exit_code == 2
+    assert "Example: hone evaluate" in CliRunner().invoke(app, ["evaluate", "--help"]).stdout
 
 
 def test_the_uniform_log_has_uniform_propensities(files: Fetched) -> None:
