@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.vectors import Metric, as_labels, as_query, as_vectors, best_first, unit_rows
+from retrieval.vectors import Metric, as_labels, as_query, as_vectors, best_first, unit_query, unit_rows
 
 FIRST_CAPACITY = 16
 
@@ -48,7 +48,7 @@ class ExactIndex:
         if k < 1 or not n_live:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float64)
         if self.metric == "cosine":
-            wanted = unit_rows(wanted[None, :])[0]
+            wanted = unit_query(wanted)
         scores = (self._vectors[:n_live] @ wanted).astype(np.float64)
         return best_first(self._labels[:n_live], scores, k)
 

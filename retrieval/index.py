@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.exact import ExactIndex
-from retrieval.vectors import Metric, VectorIndex, as_labels, as_query, as_vectors, best_first, last_of_equal, unit_rows
+from retrieval.vectors import Metric, VectorIndex, as_labels, as_query, as_vectors, best_first, last_of_equal, unit_query, unit_rows
 
 __all__ = ["HnswConfig", "HnswIndex", "Metric", "VectorIndex"]
 
@@ -306,7 +306,11 @@ class HnswIndex:
     def _nearest(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         if k < 1:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float64)
-        point = np.append(query, np.float32(0)) if self.metric == "ip" else unit_rows(query[None, :])[0]
+        if self.metric == "cosine":
+            point = unit_query(query)
+        else:
+            point = np.zeros(self.dimension + 1, dtype=np.float32)
+            point[:-1] = query
         # hnswlib does not save ef, and the right one depends on k: set it before every search.
         self._graph.set_ef(max(self._ef, math.ceil(self.config.ef_per_neighbour * k)))
         try:
@@ -316,7 +320,7 @@ class HnswIndex:
                 raise
             # Fewer than k live nodes can be reached from the entry point, however large ef is.
             return self._scan(point, k)
-        return numbers[0].astype(np.int64), distances[0].astype(np.float64)
+        return numbers[0].view(np.int64), distances[0].astype(np.float64)
 
     def _scan(self, point: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Compare every live node: right, and affordable because graphs with so few reachable nodes are small."""
