@@ -23,7 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.exact import ExactIndex
-from retrieval.vectors import Metric, VectorIndex, as_labels, as_query, as_vectors, best_first, last_of_equal, unit_query, unit_rows
+from retrieval.vectors import (
+    Metric,
+    VectorIndex,
+    as_labels,
+    as_query,
+    as_vectors,
+    best_first,
+    last_of_equal,
+    unit_query,
+    unit_rows,
+)
 
 __all__ = ["HnswConfig", "HnswIndex", "Metric", "VectorIndex"]
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from retrieval.index import HnswConfig, HnswIndex
 from retrieval.quantised import QuantisedIndex
 from retrieval.vectors import VectorIndex
-from simulators.benchmarks.clustered import K, Asked, recall_of
+from simulators.benchmarks.clustered import Asked, K, recall_of
 
 Search = Callable[[NDArray[np.float32]], NDArray[np.int64]]
 """A query [d] to its labels."""

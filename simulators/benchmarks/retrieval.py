@@ -24,7 +24,7 @@ from retrieval.index import HnswConfig, HnswIndex
 from retrieval.lists import QuantisedConfig
 from retrieval.quantised import QuantisedIndex
 from retrieval.vectors import VectorIndex
-from simulators.benchmarks.clustered import DIMENSION, K, N_QUERIES, N_TUNING, Asked, ask, draw_vectors
+from simulators.benchmarks.clustered import DIMENSION, N_QUERIES, N_TUNING, Asked, K, ask, draw_vectors
 from simulators.benchmarks.contenders import (
     RECALL,
     Contender,
