@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import orjson
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from retrieval.bundle import (
     write_embeddings,
 )
 from retrieval.content_space import CONTENT_DIMENSION, build_content_space
-from retrieval.embeddings import AlsConfig, Embeddings, train
+from retrieval.embeddings import AlsConfig, Embeddings, Factors, train
 from retrieval.exact import ExactIndex
 from retrieval.indexes import IndexConfig, IndexKind
 from retrieval.item_to_item import NeighbourConfig, find_neighbours
@@ -36,6 +37,7 @@ from retrieval.items import Item
 from retrieval.manifest import BundleError
 from retrieval.recall import recall_at_k
 from retrieval.vectors import Metric, VectorIndex
+from service.training_checkpoint import TrainingCheckpoint, fingerprint_of
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
@@ -70,6 +72,8 @@ class TrainingReport:
     dimension: int
     duration_s: float
     path: str
+    n_rounds_resumed: int = 0
+    """Rounds that an interrupted run had finished; this one went on from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +138,20 @@ def read_positives(path: Path, *, positive_from: float) -> tuple[sparse.csr_matr
     table = table.filter(pc.greater_equal(table["value"], positive_from))
     if not table.num_rows:
         raise OfflineError(f"{path} must hold interactions of value >= {positive_from}, got none")
-    pairs = table.group_by(["user_id", "item_id"]).aggregate([("value", "max")])
-    user_ids, rows = np.unique(np.asarray(pairs["user_id"].to_pylist(), dtype=np.str_), return_inverse=True)
-    item_ids, columns = np.unique(np.asarray(pairs["item_id"].to_pylist(), dtype=np.str_), return_inverse=True)
-    confidence = pairs["value_max"].to_numpy() - positive_from + 1.0
-    matrix = sparse.csr_matrix((confidence, (rows, columns)), shape=(len(user_ids), len(item_ids)))
-    # Arrow groups in no fixed order, and ALS sums in the order of the matrix.
-    matrix.sort_indices()
-    return matrix, user_ids.tolist(), item_ids.tolist()
+    if table["user_id"].null_count or table["item_id"].null_count:
+        raise OfflineError(f"{path} must hold a user_id and an item_id in every row, got rows without")
+    rows, user_ids = _numbered(table["user_id"])
+    columns, item_ids = _numbered(table["item_id"])
+    values = table["value"].to_numpy().astype(np.float64)
+    pairs = rows * len(item_ids) + columns
+    # Row by row and column by column: ALS sums in the order of the matrix.
+    order = np.argsort(pairs, kind="stable")
+    firsts = np.flatnonzero(np.diff(pairs[order], prepend=-1))
+    confidence = np.maximum.reduceat(values[order], firsts) - positive_from + 1.0
+    kept = order[firsts]
+    ends = np.concatenate([[0], np.cumsum(np.bincount(rows[kept], minlength=len(user_ids)))])
+    matrix = sparse.csr_matrix((confidence, columns[kept], ends), shape=(len(user_ids), len(item_ids)))
+    return matrix, user_ids, item_ids
 
 
 def train_embeddings(
@@ -152,6 +162,9 @@ def train_embeddings(
     progress: Progress | None = None,
 ) -> TrainingReport:
     """Train embeddings from canonical files and write them to one file.
+
+    Factors are kept beside that file after every round. A run that was interrupted, however hard, goes on from them
+    when it is started again with the same interactions and parameters, and gives what it would have given.
 
     Args:
         items_path: NDJSON of `Item`.
@@ -170,14 +183,32 @@ def train_embeddings(
     started = time.perf_counter()
     items = read_items(items_path)
     positives, user_ids, item_ids = read_positives(interactions_path, positive_from=config.positive_from)
+    fingerprint = fingerprint_of(positives, user_ids=user_ids, item_ids=item_ids, config=config.als)
+    checkpoint = TrainingCheckpoint.beside(out_path, fingerprint=fingerprint)
+    start = checkpoint.read()
+    if start is not None and start.n_rounds > config.als.iterations:
+        start = None
+
+    def keep(factors: Factors) -> None:
+        checkpoint.write(factors)
+        if progress is not None:
+            progress(factors.n_rounds, config.als.iterations)
+
     try:
         embeddings = train(
-            positives, item_ids=item_ids, user_ids=user_ids, items=items, config=config.als, on_progress=progress
+            positives,
+            item_ids=item_ids,
+            user_ids=user_ids,
+            items=items,
+            config=config.als,
+            start=start,
+            on_round=keep,
         )
         embeddings = _with_parts(embeddings, positives, item_ids=item_ids, items=items, config=config)
     except ValueError as error:
         raise OfflineError(f"cannot train on {interactions_path} and {items_path}: {error}") from error
     write_embeddings(out_path, embeddings)
+    checkpoint.remove()
     return TrainingReport(
         n_items=len(items),
         n_items_with_interactions=int((embeddings.n_interactions > 0).sum()),
@@ -186,6 +217,7 @@ def train_embeddings(
         dimension=embeddings.dimension,
         duration_s=time.perf_counter() - started,
         path=str(out_path),
+        n_rounds_resumed=0 if start is None else start.n_rounds,
     )
 
 
@@ -258,6 +290,15 @@ def build_index(
         recall_als=recall_als,
         recall_similar=recall_similar,
     )
+
+
+def _numbered(ids: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
+    """Number distinct ids in their order, without a Python object for each row: int64 [n], and the ids."""
+    encoded = pc.dictionary_encode(pc.cast(ids, pa.string())).combine_chunks()
+    order = pc.sort_indices(encoded.dictionary)
+    number = np.empty(len(order), dtype=np.int64)
+    number[order.to_numpy()] = np.arange(len(order))
+    return number[encoded.indices.to_numpy()], encoded.dictionary.take(order).to_pylist()
 
 
 def _with_parts(

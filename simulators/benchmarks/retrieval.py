@@ -56,22 +56,33 @@ def bench_retrieval(n_items: int, tell: Tell) -> dict[str, Any]:
     tell("exact answers")
     tuning, asked = ask(vectors, queries)
     with tempfile.TemporaryDirectory() as folder:
-        lists, lists_figures = _lists(vectors, asked, Path(folder), tell)
-        as_built = lists.n_probe
+        lists, raw_lists, lists_figures = _lists(vectors, asked, Path(folder), tell)
         graph, raw_graph, graph_figures = _graph(vectors, Path(folder), tell)
-        tell("building with faiss")
-        contenders: dict[str, Contender | None] = {
-            "our_lists": our_lists(lists),
-            "faiss": build_faiss(vectors, lists.n_lists, _N_THREADS),
-            "our_graph": our_graph(graph),
-            "hnswlib": raw_graph,
-        }
-        tell("building with usearch")
-        contenders["usearch"] = build_usearch(vectors, HnswConfig(), _N_THREADS)
-        tell("searching in turns")
-        compared = _compare(contenders, tuning, asked)
-        tell("overhead of the graph")
-        graph_figures["overhead"] = measure_overhead(our_search(graph), raw_graph.search, asked)
+    tell("building with faiss")
+    contenders: dict[str, Contender | None] = {
+        "our_lists": our_lists(lists),
+        "faiss": build_faiss(vectors, lists.n_lists, _N_THREADS),
+        "our_graph": our_graph(graph),
+        "hnswlib": raw_graph,
+    }
+    tell("building with usearch")
+    contenders["usearch"] = build_usearch(vectors, HnswConfig(), _N_THREADS)
+    tell("measuring our lists beside faiss")
+    lists_figures["overhead"] = measure_overhead(our_search(lists), raw_lists.search, asked)
+    as_built = lists.n_probe
+    tell("tuning")
+    there = {name: contender for name, contender in contenders.items() if contender is not None}
+    settings = {name: contender.tune(tuning) for name, contender in there.items()}
+    tell("measuring all in turns")
+    measured = measure_in_turns({name: contender.search for name, contender in there.items()}, asked)
+    compared: dict[str, Any] = {
+        name: {"setting": settings[name], **measured[name], **contender.built} for name, contender in there.items()
+    }
+    if "usearch" not in there:
+        compared["usearch"] = {"left_out": "not installed; it is a dependency of development"}
+    tell("measuring our graph beside hnswlib")
+    graph_figures["overhead"] = measure_overhead(our_search(graph), raw_graph.search, asked)
+    tell("changes")
     lists.n_probe = as_built
     lists_figures["change"], graph_figures["change"] = _changes(lists, queries), _changes(graph, queries)
     return {
@@ -91,7 +102,9 @@ def bench_retrieval_large(tell: Tell) -> dict[str, Any]:
     tell("exact answers")
     _, asked = ask(vectors, queries)
     with tempfile.TemporaryDirectory() as folder:
-        lists, figures = _lists(vectors, asked, Path(folder), tell)
+        lists, raw_lists, figures = _lists(vectors, asked, Path(folder), tell)
+    tell("measuring our lists beside faiss")
+    figures["overhead"] = measure_overhead(our_search(lists), raw_lists.search, asked)
     figures["change"] = _changes(lists, queries)
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {
@@ -114,21 +127,10 @@ def _setting(n_items: int) -> dict[str, Any]:
     }
 
 
-def _compare(contenders: dict[str, Contender | None], tuning: Asked, asked: Asked) -> dict[str, Any]:
-    there = {name: contender for name, contender in contenders.items() if contender is not None}
-    settings = {name: contender.tune(tuning) for name, contender in there.items()}
-    measured = measure_in_turns({name: contender.search for name, contender in there.items()}, asked)
-    missing = {"left_out": "not installed; it is a dependency of development"}
-    return {
-        name: {"setting": settings[name], **measured[name], **there[name].built} if name in there else missing
-        for name in contenders
-    }
-
-
 def _lists(
     vectors: NDArray[np.float32], asked: Asked, folder: Path, tell: Tell
-) -> tuple[QuantisedIndex, dict[str, Any]]:
-    """Build, save and map lists; measure them at the setting that the build chose."""
+) -> tuple[QuantisedIndex, Contender, dict[str, Any]]:
+    """Build lists, save them, map them as ours and read them with faiss, at the setting that the build chose."""
     tell("building lists")
     path = folder / "lists.ivf"
     started = time.perf_counter()
@@ -142,17 +144,16 @@ def _lists(
     load_s = time.perf_counter() - started
     raw = faiss.read_index(str(path))
     raw.nprobe = index.n_probe
-    tell("overhead of the lists")
-    return index, {
+    figures: dict[str, Any] = {
         "n_lists": index.n_lists,
         "n_probe": index.n_probe,
         "build_s": round(build_s, 1),
         "load_s": round(load_s, 2),
         "file_mb": round(path.stat().st_size / 1e6, 1),
         "bytes_an_item": round(path.stat().st_size / len(vectors), 1),
-        "overhead": measure_overhead(our_search(index), raw_faiss(raw).search, asked),
         "two_processes": sharing,
     }
+    return index, raw_faiss(raw), figures
 
 
 def _graph(vectors: NDArray[np.float32], folder: Path, tell: Tell) -> tuple[HnswIndex, Contender, dict[str, Any]]:
