@@ -141,7 +141,8 @@ def describe_training(report: offline.TrainingReport) -> str:
     resumed = f", the first {report.n_rounds_resumed} rounds by an earlier run" if report.n_rounds_resumed else ""
     return (
         f"Trained {report.dimension} factors on {report.n_positives:,} positives of {report.n_users:,} users and "
-        f"{report.n_items_with_interactions:,} of {report.n_items:,} items in {report.duration_s:.1f} s{resumed}: {report.path}"
+        f"{report.n_items_with_interactions:,} of {report.n_items:,} items in {report.duration_s:.1f} s{resumed}: "
+        f"{report.path}"
     )
 
 
