@@ -1,6 +1,6 @@
 """Item and user embeddings: implicit ALS, a content map for cold items, closed-form fold-in for serving. No I/O.
 
-Training is deterministic: a fixed seed, one thread in ALS and one in BLAS (the order of float sums depends on both).
+Training is deterministic: a fixed seed, and one thread in BLAS (the order of float sums depends on it).
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class AlsConfig:
     """Rounds of alternating least squares."""
     seed: int = 42
     """Draws the first factors."""
+    n_threads: int = 1
+    """Threads of ALS; the factors are the same to the bit, since a row is solved by one thread."""
     n_buckets: int = DEFAULT_BUCKETS
     """Columns of the content features, F."""
     content_regularization: float = 3.0
@@ -258,7 +260,7 @@ def _fit_als(
         regularization=config.regularization,
         alpha=config.alpha,
         iterations=config.iterations - n_done,
-        num_threads=1,
+        num_threads=config.n_threads,
         random_state=config.seed,
     )
     if start is not None:

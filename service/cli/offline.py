@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,7 +61,8 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train embeddings of every item, rated or not, and write them to embeddings/embeddings.npz of the data folder."""
-    config = offline.TrainingConfig(positive_from=positive_from, als=AlsConfig(factors=factors, iterations=iterations))
+    als = AlsConfig(factors=factors, iterations=iterations, n_threads=os.cpu_count() or 1)
+    config = offline.TrainingConfig(positive_from=positive_from, als=als)
     with refusals(), progress_bar("Training") as progress:
         report = offline.train_embeddings(
             items or data_dir / "demo" / "items.ndjson",

@@ -51,6 +51,12 @@ def test_training_twice_gives_the_same_bits() -> None:
         np.testing.assert_array_equal(getattr(one, field), getattr(two, field))
 
 
+def test_threads_do_not_change_a_bit() -> None:
+    one, three = _train()[0], _train(dataclasses.replace(CONFIG, n_threads=3))[0]
+    np.testing.assert_array_equal(one.item_vectors, three.item_vectors)
+    np.testing.assert_array_equal(one.user_vectors, three.user_vectors)
+
+
 def test_another_seed_gives_other_vectors() -> None:
     one, two = _train()[0], _train(dataclasses.replace(CONFIG, seed=7))[0]
     assert not np.allclose(one.item_vectors, two.item_vectors)
