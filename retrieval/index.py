@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from retrieval.exact import ExactIndex
 from retrieval.vectors import (
     Metric,
-    VectorIndex,
     as_labels,
     as_query,
     as_vectors,
@@ -34,8 +33,6 @@ from retrieval.vectors import (
     unit_query,
     unit_rows,
 )
-
-__all__ = ["HnswConfig", "HnswIndex", "Metric", "VectorIndex"]
 
 
 @dataclass(frozen=True, slots=True)

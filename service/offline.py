@@ -171,7 +171,7 @@ def train_embeddings(
         interactions_path: Parquet with user_id, item_id, value.
         out_path: The npz file to write, atomically.
         config: Threshold and training parameters.
-        progress: Called after every round.
+        progress: Called after reading, every round, item vectors, neighbours, content and writing.
 
     Returns:
         What it was trained on.
@@ -181,6 +181,7 @@ def train_embeddings(
     """
     config = config or TrainingConfig()
     started = time.perf_counter()
+    steps = _steps(progress, n=config.als.iterations + 5)
     items = read_items(items_path)
     positives, user_ids, item_ids = read_positives(interactions_path, positive_from=config.positive_from)
     fingerprint = fingerprint_of(positives, user_ids=user_ids, item_ids=item_ids, config=config.als)
@@ -188,11 +189,13 @@ def train_embeddings(
     start = checkpoint.read()
     if start is not None and start.n_rounds > config.als.iterations:
         start = None
+    n_resumed = 0 if start is None else start.n_rounds
+    for _ in range(1 + n_resumed):
+        next(steps)
 
     def keep(factors: Factors) -> None:
         checkpoint.write(factors)
-        if progress is not None:
-            progress(factors.n_rounds, config.als.iterations)
+        next(steps)
 
     try:
         embeddings = train(
@@ -204,11 +207,13 @@ def train_embeddings(
             start=start,
             on_round=keep,
         )
-        embeddings = _with_parts(embeddings, positives, item_ids=item_ids, items=items, config=config)
+        next(steps)
+        embeddings = _with_parts(embeddings, positives, item_ids=item_ids, items=items, config=config, steps=steps)
     except ValueError as error:
         raise OfflineError(f"cannot train on {interactions_path} and {items_path}: {error}") from error
     write_embeddings(out_path, embeddings)
     checkpoint.remove()
+    next(steps)
     return TrainingReport(
         n_items=len(items),
         n_items_with_interactions=int((embeddings.n_interactions > 0).sum()),
@@ -217,7 +222,7 @@ def train_embeddings(
         dimension=embeddings.dimension,
         duration_s=time.perf_counter() - started,
         path=str(out_path),
-        n_rounds_resumed=0 if start is None else start.n_rounds,
+        n_rounds_resumed=n_resumed,
     )
 
 
@@ -308,14 +313,17 @@ def _with_parts(
     item_ids: Sequence[str],
     items: Sequence[Item],
     config: TrainingConfig,
+    steps: Iterator[None],
 ) -> Embeddings:
     """Add the neighbours of items and their content space."""
     position_of = {item.id: position for position, item in enumerate(items)}
     positions = np.asarray([position_of.get(item_id, -1) for item_id in item_ids], dtype=np.int64)
     neighbours = find_neighbours(positives, positions=positions, n_items=len(items), config=config.neighbours)
+    next(steps)
     content = None
     if config.content_dimension:
         content = build_content_space(items, dimension=config.content_dimension, n_buckets=config.als.n_buckets)
+    next(steps)
     return replace(embeddings, neighbours=neighbours, content=content)
 
 

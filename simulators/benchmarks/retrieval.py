@@ -17,7 +17,6 @@ from typing import Any
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from retrieval.exact import ExactIndex
 from retrieval.index import HnswConfig, HnswIndex
@@ -50,7 +49,6 @@ Tell = Callable[[str], None]
 
 def bench_retrieval(n_items: int, tell: Tell) -> dict[str, Any]:
     """Measure all indexes at one size, and those that `auto` chooses from at smaller sizes."""
-    threadpool_limits(1, "blas")
     tell(f"drawing {n_items:,} vectors")
     vectors, queries = draw_vectors(n_items)
     tell("exact answers")
@@ -96,7 +94,6 @@ def bench_retrieval(n_items: int, tell: Tell) -> dict[str, Any]:
 
 def bench_retrieval_large(tell: Tell) -> dict[str, Any]:
     """Measure the quantised index on ten million vectors."""
-    threadpool_limits(1, "blas")
     tell(f"drawing {_LARGE:,} vectors")
     vectors, queries = draw_vectors(_LARGE)
     tell("exact answers")
