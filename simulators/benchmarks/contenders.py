@@ -138,16 +138,18 @@ def build_usearch(vectors: NDArray[np.float32], config: HnswConfig, n_threads: i
 
 
 def measure_in_turns(searches: Mapping[str, Search], asked: Asked) -> dict[str, dict[str, float]]:
-    """Let all search each query, a different one first each time, after a round that is not counted."""
-    names = list(searches)
+    """Let all search each query, in an order drawn anew each time, after a round that is not counted.
+
+    In a fixed order one would always find in the caches what the one before it has left there.
+    """
+    names, rng = list(searches), np.random.default_rng(0)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     found: dict[str, list[NDArray[np.int64]]] = {name: [] for name in names}
     # As a worker has it: one thread a product.
     with threadpool_limits(limits=1, user_api="blas"):
         for is_warm in (False, True):
-            for turn, query in enumerate(asked.queries):
-                first = turn % len(names)
-                for name in names[first:] + names[:first]:
+            for query in asked.queries:
+                for name in rng.permutation(names).tolist():
                     started = time.perf_counter()
                     labels = searches[name](query)
                     spent = time.perf_counter() - started
