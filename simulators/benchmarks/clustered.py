@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 DIMENSION, K = 64, 1000
 N_CENTRES, N_TUNING, N_QUERIES = 1000, 200, 500
-_CHUNK = 250_000
+_CHUNK, _EXACT_CHUNK = 250_000, 50_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,16 +55,21 @@ def ask(vectors: NDArray[np.float32], queries: NDArray[np.float32]) -> tuple[Ask
 def exact_answers(vectors: NDArray[np.float32], queries: NDArray[np.float32]) -> NDArray[np.int64]:
     """Find the best rows int64 [m, k] by all products."""
     k = min(K, len(vectors))
-    scores = np.full((len(queries), 0), -np.inf, dtype=np.float32)
-    labels = np.zeros((len(queries), 0), dtype=np.int64)
-    for start in range(0, len(vectors), _CHUNK):
-        products = queries @ vectors[start : start + _CHUNK].T
-        best = np.argpartition(-products, min(k, products.shape[1]) - 1, axis=1)[:, :k]
-        scores = np.concatenate([scores, np.take_along_axis(products, best, axis=1)], axis=1)
-        labels = np.concatenate([labels, best + start], axis=1)
-        best = np.argpartition(-scores, k - 1, axis=1)[:, :k] if scores.shape[1] > k else np.arange(k)[None, :]
-        scores, labels = np.take_along_axis(scores, best, axis=1), np.take_along_axis(labels, best, axis=1)
-    return labels
+    labels: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64) for _ in queries]
+    scores: list[NDArray[np.float32]] = [np.zeros(0, dtype=np.float32) for _ in queries]
+    edges = np.full(len(queries), -np.inf, dtype=np.float32)
+    for start in range(0, len(vectors), _EXACT_CHUNK):
+        products = queries @ vectors[start : start + _EXACT_CHUNK].T
+        for row, (found, edge) in enumerate(zip(products, edges.tolist(), strict=True)):
+            better = np.flatnonzero(found > edge)
+            labels[row] = np.concatenate([labels[row], better + start])
+            scores[row] = np.concatenate([scores[row], found[better]])
+            if len(labels[row]) > k:
+                best = np.argpartition(-scores[row], k - 1)[:k]
+                labels[row], scores[row] = labels[row][best], scores[row][best]
+                # With fewer than k so far, anything is better.
+                edges[row] = scores[row].min()
+    return np.stack(labels)
 
 
 def recall_of(found: Sequence[NDArray[np.int64]], truth: NDArray[np.int64]) -> float:
