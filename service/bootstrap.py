@@ -137,8 +137,9 @@ class Worker:
 
     @property
     def is_following(self) -> bool:
-        """Return whether the streams are still applied, and the catalogue is still ranked."""
-        return all(task is not None and not task.done() for task in (self._following, self._ranking))
+        """Return whether the streams are still applied, the catalogue ranked, and the spool shipped."""
+        tasks = (self._following, self._ranking)
+        return self.spool.is_shipping and all(task is not None and not task.done() for task in tasks)
 
     async def _rank(self) -> None:
         """Rank the catalogue again, in a thread, when it has changed or a while has passed."""
