@@ -115,6 +115,25 @@ def find_neighbours(
     )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LiveCounts:
+    """Live counts of a table as they were at one moment, by its places.
+
+    Attributes:
+        item_ids: Of every place.
+        counts: Partners and counts, by place.
+        n_users: float64 [places or more], users of each.
+        at_ms: int64 [places or more], the time of the counts.
+        half_life_ms: Time in which a count halves.
+    """
+
+    item_ids: Sequence[str]
+    counts: Mapping[int, tuple[Int32Array, Float64Array]]
+    n_users: Float64Array
+    at_ms: NDArray[np.int64]
+    half_life_ms: float
+
+
 class ItemToItem:
     """Neighbours of a history and live counts, by item id; items are found at the catalogue rows they have now.
 
@@ -181,6 +200,12 @@ class ItemToItem:
         self._live_at_ms[place] = at_ms
         # A view would keep everything alive that came in the same message.
         self._live[place] = (places, counts.copy())
+
+    def live(self) -> LiveCounts:
+        """Return the live counts; what is put later does not change them."""
+        item_ids = [*self._history_place, *self._later_place]
+        users, at_ms = self._live_users.copy(), self._live_at_ms.copy()
+        return LiveCounts(item_ids, dict(self._live), users, at_ms, self._half_life_ms)
 
     def also_liked(self, seeds: Iterable[tuple[str, float]], *, now_ms: int) -> tuple[Int32Array, NDArray[np.float32]]:
         """Find what users of the seeds also liked.

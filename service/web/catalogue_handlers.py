@@ -57,7 +57,8 @@ async def put_items(request: web.Request) -> web.Response:
     for index, item in enumerate(items):
         _check_item(worker, item, f"$[{index}]")
     if items:
-        await _applied(worker, await worker.writer.put_items(items))
+        is_applied = await _applied(worker, await worker.writer.put_items(items))
+        _check_hidden(is_applied, any(not item.listed for item in items))
     return json_response(AcceptedResponse(accepted=len(items)), status=202)
 
 
@@ -123,7 +124,7 @@ async def patch_item(request: web.Request) -> web.Response:
     # Through the wire form, so that a patched item is checked as a put one is.
     item = decode(msgspec.json.encode({**msgspec.to_builtins(old), **fields}), _item_decoder)
     _check_item(worker, item, "$")
-    await _applied(worker, await worker.writer.put_items([item]))
+    _check_hidden(await _applied(worker, await worker.writer.put_items([item])), not item.listed)
     return json_response(item)
 
 
@@ -131,9 +132,7 @@ async def delete_item(request: web.Request) -> web.Response:
     """DELETE /v1/items/{id}: gone from this worker when acknowledged, from every worker within a second."""
     worker = request.app[WORKER]
     item = _item(request)
-    if not await _applied(worker, await worker.writer.delete_item(item.id)):
-        # An acknowledgement promises that this worker serves the item no more; asking again gets it when that is true.
-        raise StoreUnavailable("the item is deleted but not yet gone from this worker; try again")
+    _check_hidden(await _applied(worker, await worker.writer.delete_item(item.id)), True)
     return web.Response(status=204)
 
 
@@ -206,6 +205,16 @@ def _check_item(worker: Worker, item: Item, path: str) -> None:
         raise InvalidRequest(error.detail, path=path + error.path[1:]) from error
     except msgspec.ValidationError as error:
         raise invalid_field(str(error)) from error
+
+
+def _check_hidden(is_applied: bool, is_hiding: bool) -> None:
+    """Acknowledge what hides items only when this worker serves them no more; asking again gets it when that is true.
+
+    Raises:
+        StoreUnavailable: it may still serve one.
+    """
+    if is_hiding and not is_applied:
+        raise StoreUnavailable("the change is stored but this worker does not show it yet; try again")
 
 
 async def _applied(worker: Worker, entry_id: str) -> bool:
