@@ -119,7 +119,7 @@ def _versions(stack: Stack) -> set[str]:
 def _build(stack: Stack, kind: str) -> str:
     environment = {**stack.environment, "HONE_INDEX__KIND": kind}
     done = subprocess.run(
-        ["nice", "-n", "10", sys.executable, "-m", "service", "index", "build", "--json"],
+        [sys.executable, "-m", "service", "index", "build", "--json"],
         env=environment,
         check=True,
         capture_output=True,
