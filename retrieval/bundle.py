@@ -79,7 +79,7 @@ def write_bundle(
     Args:
         root: Folder of the bundles; made when missing.
         embeddings: What to serve.
-        version: Name of the new folder; one that is there already is replaced.
+        version: Name of the new folder; one that is there already is replaced, and is missing for a moment.
         hmac_key: Signs the manifest; None leaves it unsigned.
         config: Kind and parameters of both indexes.
         keep: Bundles to keep, the new one included.
@@ -95,7 +95,7 @@ def write_bundle(
     config = config or IndexConfig()
     kind = config.kind_for(len(embeddings.item_ids))
     with _locked(root):
-        for leftover in root.glob(".new-*"):
+        for leftover in (*root.glob(".new-*"), *root.glob(".gone-*")):
             shutil.rmtree(leftover)
         folder = root / f".new-{version}"
         folder.mkdir()
@@ -119,7 +119,7 @@ def write_bundle(
         _sync(folder)
         final = root / version
         if final.exists():
-            shutil.rmtree(final)
+            _remove(final)
         folder.rename(final)
         _sync(root)
         set_current(root, version)
@@ -203,7 +203,7 @@ def prune(root: Path, *, keep: int = KEPT_BUNDLES) -> list[str]:
     kept += [path for path in newest_first if path.name != current][: max(keep - len(kept), 0)]
     removed = [path for path in newest_first if path not in kept]
     for path in removed:
-        shutil.rmtree(path)
+        _remove(path)
     return [path.name for path in removed]
 
 
@@ -323,6 +323,13 @@ def _embeddings(
         regularization=regularization,
         **parts,
     )
+
+
+def _remove(folder: Path) -> None:
+    """Remove a bundle; what a crash leaves of it is no bundle, and goes with the next one that is written."""
+    gone = folder.with_name(f".gone-{folder.name}")
+    folder.rename(gone)
+    shutil.rmtree(gone)
 
 
 def _check_version(version: str) -> str:

@@ -6,6 +6,7 @@ Both are deterministic, so a version is a digest of what went in, and building i
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -211,7 +212,7 @@ def build_index(
         config: Kind and parameters of the indexes.
         ks: Where recall is measured; capped at the number of items.
         n_queries: Sampled queries of a recall figure.
-        force: Build even if the bundle is there.
+        force: Build even if the bundle is there; the new one then gets a name with a number after the digest.
         progress: Called after the build and after each recall figure.
 
     Returns:
@@ -229,6 +230,9 @@ def build_index(
         raise OfflineError(f"embeddings cannot be read: {error}") from error
     digest.update(orjson.dumps(asdict(config), option=orjson.OPT_SORT_KEYS))
     version = digest.hexdigest()[:16]
+    if force:
+        # What may be served now is not touched, and workers exchange a bundle for one of another name only.
+        version = next(name for name in _names(version) if not (bundles_root / name).exists())
     bundle = None if force else _intact(bundles_root, version, hmac_key, config)
     built = bundle is None
     if bundle is None:
@@ -276,6 +280,11 @@ def _with_parts(
     if config.content_dimension:
         content = build_content_space(items, dimension=config.content_dimension, n_buckets=config.als.n_buckets)
     return replace(embeddings, neighbours=neighbours, content=content)
+
+
+def _names(version: str) -> Iterator[str]:
+    yield version
+    yield from (f"{version}-{n}" for n in itertools.count(2))
 
 
 def _intact(root: Path, version: str, hmac_key: bytes | None, config: IndexConfig) -> Bundle | None:

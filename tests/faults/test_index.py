@@ -43,7 +43,7 @@ for nth in range(1, 1000):
     n_died += 1
 assert version == f"v{nth}"
 # The build that came to its end took away what the others left.
-assert not list(root.glob(".new-*")) and len([p for p in root.iterdir() if p.is_dir()]) == 2, list(root.iterdir())
+assert not list(root.glob(".*-v*")) and len([p for p in root.iterdir() if p.is_dir()]) == 2, list(root.iterdir())
 print(n_died)
 """
 
@@ -83,12 +83,13 @@ def served_index(site: Site) -> str:
 
 
 def findable(site: Site, item_ids: list[str]) -> set[str]:
-    """Return which of the items can be recommended."""
-    found = call(site, "/v1/recommend", {"surface": "home", "n": 1, "candidates": item_ids}, method="POST")
-    decision = call(site, f"/v1/decisions/{found['event_id']}")
-    assert decision["slots"]
-    present = call(site, "/v1/items?ids=" + ",".join(item_ids))
-    return {item["id"] for item in present}
+    """Return which of the items are there, having asked for a slate of them."""
+    present = {item["id"] for item in call(site, "/v1/items?ids=" + ",".join(item_ids))}
+    asked = {"surface": "home", "n": min(len(present), 20), "candidates": item_ids}
+    slate = call(site, "/v1/recommend", asked, method="POST")
+    assert {item["item_id"] for item in slate["items"]} <= present
+    assert len(slate["items"]) == asked["n"]
+    return present
 
 
 @pytest.mark.parametrize(
