@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from retrieval.embeddings import Embeddings
 from retrieval.indexes import IndexConfig, IndexKind, index_files, load_index, save_index
 from retrieval.item_to_item import Neighbours
 from retrieval.manifest import MANIFEST, SCHEMA_VERSION, BundleError, read_manifest, seal
-from retrieval.vectors import Metric, VectorIndex
+from retrieval.vectors import Metric, VectorIndex, as_vectors
 
 CURRENT = "current"
 KEPT_BUNDLES = 3
@@ -89,8 +90,10 @@ def write_bundle(
 
     Raises:
         BundleError: the version is not a plain name.
+        ValueError: an id is there twice, or a vector is not finite.
     """
     _check_version(version)
+    _check_content(embeddings)
     root.mkdir(parents=True, exist_ok=True)
     config = config or IndexConfig()
     kind = config.kind_for(len(embeddings.item_ids))
@@ -323,6 +326,19 @@ def _embeddings(
         regularization=regularization,
         **parts,
     )
+
+
+def _check_content(embeddings: Embeddings) -> None:
+    for name in _ID_LISTS:
+        ids: list[str] = getattr(embeddings, name)
+        if len(set(ids)) != len(ids):
+            twice = next(i for i, n in Counter(ids).items() if n > 1)
+            raise ValueError(f"{name} must be distinct, got {twice!r} more than once")
+    for name in ("item_vectors", "user_vectors", "content_map"):
+        try:
+            as_vectors(getattr(embeddings, name), embeddings.dimension)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
 
 def _remove(folder: Path) -> None:

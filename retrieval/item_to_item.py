@@ -229,20 +229,23 @@ class ItemToItem:
 
     def _similar(self, place: int, now_ms: int) -> tuple[NDArray[np.int64], Float64Array]:
         """Return places and their similarities to one."""
-        live_places, live_counts = self._live.get(place, (np.zeros(0, dtype=np.int32), np.zeros(0)))
-        places = live_places.astype(np.int64)
-        counts = live_counts * self._kept(self._live_at_ms[place], now_ms)
+        run = slice(0, 0)
         if self._history is not None and place < self._n_history:
             run = slice(int(self._history.ends[place]), int(self._history.ends[place + 1]))
-            places = np.concatenate([places, self._history.items[run]])
-            counts = np.concatenate([counts, self._history.counts[run]])
-        distinct, inverse = np.unique(places, return_inverse=True)
-        co = np.bincount(inverse, weights=counts, minlength=len(distinct)).astype(np.float64)
-        users = self._users(np.append(distinct, place), now_ms)
-        return distinct, similarity(co, float(users[-1]), users[:-1])
+        places = np.zeros(0, dtype=np.int64) if self._history is None else self._history.items[run].astype(np.int64)
+        co = np.zeros(0) if self._history is None else self._history.counts[run].astype(np.float64)
+        if place in self._live:
+            live_places, live_counts = self._live[place]
+            counts = np.concatenate([live_counts * self._kept(self._live_at_ms[place], now_ms), co])
+            places, inverse = np.unique(np.concatenate([live_places, places]), return_inverse=True)
+            co = np.bincount(inverse, weights=counts, minlength=len(places)).astype(np.float64)
+        users = self._users(np.append(places, place), now_ms)
+        return places, similarity(co, float(users[-1]), users[:-1])
 
     def _users(self, places: NDArray[np.int64], now_ms: int) -> Float64Array:
-        users: Float64Array = self._live_users[places] * self._kept(self._live_at_ms[places], now_ms)
+        users = np.zeros(len(places))
+        if self._live:
+            users += self._live_users[places] * self._kept(self._live_at_ms[places], now_ms)
         if self._history is not None:
             inside = places < self._n_history
             users[inside] += self._history.n_users[places[inside]]

@@ -98,18 +98,22 @@ def read_items(path: Path) -> list[Item]:
     """Read items from NDJSON, one a line.
 
     Raises:
-        OfflineError: the file is missing, or a line is not an item (the message has its number).
+        OfflineError: the file is missing, or a line is not an item or repeats one (the message has its number).
     """
     decoder = msgspec.json.Decoder(Item)
     items: list[Item] = []
+    line_of: dict[str, int] = {}
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     try:
-                        items.append(decoder.decode(line))
+                        item = decoder.decode(line)
                     except (msgspec.MsgspecError, ValueError) as error:
                         raise OfflineError(f"{path}, line {number}: not an item: {error}") from error
+                    if (earlier := line_of.setdefault(item.id, number)) != number:
+                        raise OfflineError(f"{path}, line {number}: item {item.id!r} is on line {earlier} already")
+                    items.append(item)
     except OSError as error:
         raise OfflineError(f"{path} cannot be read: {error.strerror}") from error
     return items
@@ -219,7 +223,7 @@ def build_index(
         What was built.
 
     Raises:
-        OfflineError: the embeddings cannot be read.
+        OfflineError: the embeddings cannot be read or cannot be searched.
     """
     config = config or IndexConfig()
     started = time.perf_counter()
@@ -236,7 +240,10 @@ def build_index(
     bundle = None if force else _intact(bundles_root, version, hmac_key, config)
     built = bundle is None
     if bundle is None:
-        write_bundle(bundles_root, embeddings, version=version, hmac_key=hmac_key, config=config)
+        try:
+            write_bundle(bundles_root, embeddings, version=version, hmac_key=hmac_key, config=config)
+        except ValueError as error:
+            raise OfflineError(f"no index can be built of {embeddings_path}: {error}") from error
         bundle = load_bundle(bundles_root, version, hmac_key=hmac_key, config=config)
     else:
         set_current(bundles_root, version)

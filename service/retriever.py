@@ -28,6 +28,7 @@ MAX_FETCH = 4_096
 _LIKELY = 1.5
 # Newest liked items that item-to-item and content start from; the k-th newest weighs 1 / k.
 _N_SEEDS = 5
+_NO_ROWS = np.zeros(0, dtype=np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +137,10 @@ class Retriever:
         campaigns = []
         if query.wanted_rows:
             wanted = np.array(query.wanted_rows, dtype=np.int32)
-            campaigns.append(self._eligible("campaign", len(wanted), wanted, np.zeros(len(wanted), np.float32), query))
-        first = {s.name: s.quota * OVERFETCH + len(query.viewer.hidden_rows) for s in sources}
-        asked = [self._ask(source, first[source.name], query, user_vector, rng) for source in sources]
+            wanted = wanted[self._eligible(wanted, query)]
+            campaigns.append(SourceResult("campaign", wanted, np.zeros(len(wanted), np.float32), len(query.wanted_rows)))
+        n_hidden = len(query.viewer.hidden_rows)
+        asked = self._ask([(s, s.quota * OVERFETCH + n_hidden) for s in sources], query, user_vector, rng)
         n_asked = min(limit, sum(source.quota for source in sources))
         n_rounds = 1
         while True:
@@ -154,9 +156,10 @@ class Retriever:
             if not short or n_rounds == MAX_ROUNDS:
                 break
             n_rounds += 1
-            for place in short:
-                wanted_next = asked[place].next_wanted(is_last=n_rounds == MAX_ROUNDS)
-                asked[place] = self._ask(asked[place].source, wanted_next, query, user_vector, rng)
+            is_last = n_rounds == MAX_ROUNDS
+            again = [(asked[place].source, asked[place].next_wanted(is_last=is_last)) for place in short]
+            for place, answer in zip(short, self._ask(again, query, user_vector, rng), strict=True):
+                asked[place] = answer
         return Candidates(
             rows=rows,
             sources=codes,
@@ -167,7 +170,7 @@ class Retriever:
 
     def rank_given(self, rows: Int32Array, query: CandidateQuery) -> Candidates:
         """Return the caller's own rows as candidates, those that may be shown."""
-        rows = rows[eligible_mask(self.catalogue, rows, query.viewer, now_ms=query.now_ms)]
+        rows = rows[self._eligible(rows, query)]
         return Candidates(
             rows=rows,
             sources=np.zeros(len(rows), dtype=np.uint8),
@@ -194,21 +197,25 @@ class Retriever:
 
     def _ask(
         self,
-        source: SourceConfig,
-        n_wanted: int,
+        wanted: Sequence[tuple[SourceConfig, int]],
         query: CandidateQuery,
         user_vector: Float32Array | None,
         rng: np.random.Generator,
-    ) -> _Asked:
-        rows, scores, is_exhausted = self._find(source.name, n_wanted, query, user_vector, rng)
-        result = self._eligible(source.name, source.quota, rows, scores, query)
-        return _Asked(source, n_wanted, is_exhausted, result)
+    ) -> list[_Asked]:
+        """Ask sources for so many rows each, and keep what may be shown."""
+        found = [self._find(source.name, n_wanted, query, user_vector, rng) for source, n_wanted in wanted]
+        kept = self._eligible(np.concatenate([_NO_ROWS, *(rows for rows, _, _ in found)]), query)
+        asked, start = [], 0
+        for (source, n_wanted), (rows, scores, is_exhausted) in zip(wanted, found, strict=True):
+            own = kept[start : start + len(rows)]
+            start += len(rows)
+            asked.append(
+                _Asked(source, n_wanted, is_exhausted, SourceResult(source.name, rows[own], scores[own], source.quota))
+            )
+        return asked
 
-    def _eligible(
-        self, name: str, quota: int, rows: Int32Array, scores: Float32Array, query: CandidateQuery
-    ) -> SourceResult:
-        kept = eligible_mask(self.catalogue, rows, query.viewer, now_ms=query.now_ms)
-        return SourceResult(name=name, rows=rows[kept], scores=scores[kept], quota=quota)
+    def _eligible(self, rows: Int32Array, query: CandidateQuery) -> npt.NDArray[np.bool_]:
+        return eligible_mask(self.catalogue, rows, query.viewer, now_ms=query.now_ms)
 
     def _find(
         self,
@@ -236,7 +243,7 @@ class Retriever:
         if name in ("als", "similar", "content"):
             found = self._search(name, n_wanted, query, user_vector)
             if found is None:
-                return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.float32), True
+                return _NO_ROWS, np.zeros(0, dtype=np.float32), True
             labels, alike = found
             assert self._vectors is not None
             rows = self._vectors.rows(labels)
@@ -304,7 +311,10 @@ class Retriever:
 
 def _seeds(query: CandidateQuery) -> list[tuple[str, float]]:
     """Return what item-to-item and content start from: the seed, or the newest liked items with falling weights."""
-    if query.seed_item_id:
-        return [(query.seed_item_id, 1.0)]
-    newest = list(dict.fromkeys(reversed(query.liked)))[:_N_SEEDS]
+    return [(query.seed_item_id, 1.0)] if query.seed_item_id else newest_seeds(query.liked)
+
+
+def newest_seeds(liked: Sequence[str]) -> list[tuple[str, float]]:
+    """Return the newest of liked items (newest last) with falling weights."""
+    newest = list(dict.fromkeys(reversed(liked)))[:_N_SEEDS]
     return [(item_id, 1.0 / place) for place, item_id in enumerate(newest, start=1)]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import orjson
@@ -167,3 +170,70 @@ def test_a_new_index_is_built_and_served_while_no_request_fails(
         found = reader.recommend(surface="home", candidates=newcomers, n=len(newcomers))
         assert {item["item_id"] for item in found["items"]} == set(newcomers)
         reader.close()
+
+
+def _bulk_lines(n_lines: int, *, name: str) -> list[bytes]:
+    """Return lines of items, one in a hundred each wrong in a way of its own."""
+    wrong = [
+        b"{",
+        b'{"title": "without an id"}',
+        b'{"id": "' + b"i" * 1_024 + b'"}',
+        b'{"id": "of a wrong kind", "attributes": {"genres": 5}}',
+        b'{"id": "of no kind", "attributes": {"genres": {"a": 1}}}',
+        b'{"id": "not a number", "attributes": {"year": NaN}}',
+        b'{"id": "nowhere", "regions": ["Atlantis"]}',
+        b"\xff\xfe",
+    ]
+    lines = []
+    for number in range(n_lines):
+        if number % 100 == 7:
+            lines.append(wrong[number // 100 % len(wrong)])
+        else:
+            item = {"id": f"{name} \u00fc\u4e2d\U0001f3ac {number // 2}", "attributes": {"genres": ["Drama"], "year": 1990 + number % 30}}
+            lines.append(orjson.dumps(item))
+    return lines
+
+
+def _resident_bytes(worker: str) -> int:
+    return int(Path(f"/proc/{worker.partition(':')[2]}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("n_lines", [4_000, pytest.param(100_000, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
+def test_of_many_items_in_one_body_the_bad_lines_are_named_while_others_are_answered(
+    stack: Stack, known_items: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], n_lines: int
+) -> None:
+    clients = Clients(stack.url, seeds=[item["id"] for item in known_items[-300:]])
+    lines = _bulk_lines(n_lines, name=str(n_lines))
+    paths = ["$", "$.id", "$.id", "$.attributes", "$.attributes[...]", "$.attributes.year", "$.regions[...]", "$"]
+    bad = list(range(7, n_lines, 100))
+    writer = Api(stack.url)
+    worker = _worker_of(writer)
+    with clients.calling(2):
+        clients.wait(100)
+        start_s, before_bytes = time.monotonic(), _resident_bytes(worker)
+        # Two items in succession share an id: the later one of a pair stays.
+        answer = writer.call("PUT", "/v1/items", b"\n".join(lines), content_type="application/x-ndjson")
+        end_s, after_bytes = time.monotonic(), _resident_bytes(worker)
+    assert answer.status == 202, answer.raw[:300]
+    assert answer.body["accepted"] == n_lines - len(bad)
+    assert answer.body["n_rejected"] == len(bad)
+    named = [(rejection["index"], rejection["path"]) for rejection in answer.body["rejected"]]
+    assert named == [(index, paths[index // 100 % len(paths)]) for index in bad][:1_000]
+    assert all(rejection["detail"] for rejection in answer.body["rejected"])
+    assert clients.errors == []
+    meanwhile = [s for s in clients.slates if s.started_s < end_s and s.ended_s > start_s and s.worker == worker]
+    longest_s = max((s.ended_s - s.started_s for s in meanwhile), default=0.0)
+    assert meanwhile
+    # The request itself takes a multiple: nobody waits for it.
+    assert longest_s < max(0.5 * (end_s - start_s), 2.0)
+    last = f"{n_lines} \u00fc\u4e2d\U0001f3ac {(n_lines - 1) // 2}"
+    eventually(lambda: last in [item["id"] for item in writer.call("GET", f"/v1/items?ids={quote(last)}").body], what=last)
+    # What stays of a body are its items, twice an index of vectors and a record each; not the body, nor its lines.
+    assert after_bytes - before_bytes < 60_000_000 + 6_000 * n_lines // 2
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\n{n_lines} lines in {end_s - start_s:.1f} s; {len(meanwhile)} slates of the same worker meanwhile, p50"
+            f" {clients.latency_ms(50, since_s=start_s, until_s=end_s):.1f} ms, the longest {longest_s * 1e3:.0f} ms;"
+            f" the worker grew by {(after_bytes - before_bytes) / 1e6:.1f} MB\n"
+        )
+    writer.close()
