@@ -138,7 +138,9 @@ class Retriever:
         if query.wanted_rows:
             wanted = np.array(query.wanted_rows, dtype=np.int32)
             wanted = wanted[self._eligible(wanted, query)]
-            campaigns.append(SourceResult("campaign", wanted, np.zeros(len(wanted), np.float32), len(query.wanted_rows)))
+            campaigns.append(
+                SourceResult("campaign", wanted, np.zeros(len(wanted), np.float32), len(query.wanted_rows))
+            )
         n_hidden = len(query.viewer.hidden_rows)
         asked = self._ask([(s, s.quota * OVERFETCH + n_hidden) for s in sources], query, user_vector, rng)
         n_asked = min(limit, sum(source.quota for source in sources))

@@ -189,7 +189,10 @@ def _bulk_lines(n_lines: int, *, name: str) -> list[bytes]:
         if number % 100 == 7:
             lines.append(wrong[number // 100 % len(wrong)])
         else:
-            item = {"id": f"{name} \u00fc\u4e2d\U0001f3ac {number // 2}", "attributes": {"genres": ["Drama"], "year": 1990 + number % 30}}
+            item = {
+                "id": f"{name} \u00fc\u4e2d\U0001f3ac {number // 2}",
+                "attributes": {"genres": ["Drama"], "year": 1990 + number % 30},
+            }
             lines.append(orjson.dumps(item))
     return lines
 
@@ -227,7 +230,9 @@ def test_of_many_items_in_one_body_the_bad_lines_are_named_while_others_are_answ
     # The request itself takes a multiple: nobody waits for it.
     assert longest_s < max(0.5 * (end_s - start_s), 2.0)
     last = f"{n_lines} \u00fc\u4e2d\U0001f3ac {(n_lines - 1) // 2}"
-    eventually(lambda: last in [item["id"] for item in writer.call("GET", f"/v1/items?ids={quote(last)}").body], what=last)
+    eventually(
+        lambda: last in [item["id"] for item in writer.call("GET", f"/v1/items?ids={quote(last)}").body], what=last
+    )
     # What stays of a body are its items, twice an index of vectors and a record each; not the body, nor its lines.
     assert after_bytes - before_bytes < 60_000_000 + 6_000 * n_lines // 2
     with capsys.disabled():

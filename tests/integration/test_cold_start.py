@@ -1,4 +1,4 @@
-"""Both cold starts on a real stack: a new item within a second of its acknowledgement, a user of whom nothing is known."""
+"""Both cold starts on a real stack: a new item within a second of its acknowledgement, and an unknown user."""
 
 from __future__ import annotations
 
