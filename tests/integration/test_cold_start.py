@@ -14,7 +14,7 @@ BOUND_S = 1.0
 def test_a_new_item_is_retrieved_by_every_worker_within_a_second_of_its_acknowledgement(
     workers: list[Api], known_items: list[dict[str, Any]]
 ) -> None:
-    seed_id, item_id = (f"new {uuid.uuid4()}" for _ in range(2))
+    seed_id, item_id = (f"new-{uuid.uuid4()}" for _ in range(2))
     try:
         assert workers[0].call("PUT", "/v1/items", {**known_items[3], "id": seed_id}).status == 202
         assert workers[0].call("PUT", "/v1/items", {**known_items[3], "id": item_id}).status == 202
