@@ -97,5 +97,6 @@ def test_estimates_from_a_few_logs_hold_the_closed_loop_truth(tmp_path: Path, mo
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3_600)
 def test_estimates_from_fifty_logs_hold_the_closed_loop_truth(tmp_path: Path, model: ModelSnapshot) -> None:
     check(tmp_path, model, n_runs=50, n_decisions=800)
