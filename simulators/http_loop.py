@@ -16,7 +16,7 @@ from service.errors import StoreUnavailable
 from service.wire import EventBody, RecommendRequest, RecommendResponse
 from simulators.loop_curve import CurveRecorder, LoopRun
 from simulators.worlds.visits import Visit
-from simulators.worlds.world import World, WorldSpec
+from simulators.worlds.world import WorldSpec
 
 # What a service holds already is left alone: everything of a simulation carries this.
 PREFIX = "simulated-"
@@ -66,7 +66,7 @@ async def run_over_http(
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
     try:
         async with aiohttp.ClientSession(timeout=timeout) as session:
-            loop = _HttpLoop(world.build(seed), _Client(session, url), surface=surface, every=every, speed=speed)
+            loop = _HttpLoop(world, _Client(session, url), surface=surface, seed=seed, every=every, speed=speed)
             try:
                 return await loop.run(n_decisions, on_progress)
             finally:
@@ -108,8 +108,10 @@ class _Client:
 class _HttpLoop:
     """One run."""
 
-    def __init__(self, world: World, client: _Client, *, surface: str, every: int, speed: float) -> None:
-        self._world = world
+    def __init__(self, spec: WorldSpec, client: _Client, *, surface: str, seed: int, every: int, speed: float) -> None:
+        self._world = world = spec.build(seed)
+        # Of another seed it is another user.
+        self._seed = seed
         self._client = client
         self._surface = surface
         self._speed = speed
@@ -153,7 +155,7 @@ class _HttpLoop:
         attraction = world.attraction(visit)
         request = RecommendRequest(
             surface=self._surface,
-            user_id=f"{PREFIX}u{visit.user}",
+            user_id=f"{PREFIX}{self._seed}-u{visit.user}",
             context=world.context(visit),
             n=world.spec.n_slots,
             candidates=list(self._ids.values()),

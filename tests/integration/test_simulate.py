@@ -54,8 +54,8 @@ def test_a_service_is_told_who_came_and_what_they_clicked(stack: Stack, api: Api
         )
     )
     assert api.call("GET", "/v1/items/simulated-i000005").body["attributes"]["genres"]
-    visits = itertools.islice(churning_world().build(2).visits(), 40)
-    recent = [api.call("GET", f"/v1/users/simulated-u{visit.user}").body["recent"] for visit in visits]
+    came = {visit.user for visit in itertools.islice(churning_world().build(2).visits(), 40)}
+    recent = [api.call("GET", f"/v1/users/simulated-2-u{user}").body["recent"] for user in came]
     told = [interaction for of_user in recent for interaction in of_user]
     assert 0 < len(told) <= run.n_events
     assert {interaction["event_type"] for interaction in told} <= {"click", "skip"}

@@ -103,6 +103,7 @@ def test_exploring_finds_new_good_items() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3_600)
 def test_exploring_pays_in_the_long_run_on_every_seed_but_one() -> None:
     """Ten seeds, 5,000 decisions: 9 of 10 in favour by chance alone has probability 0.011."""
     pairs = [
