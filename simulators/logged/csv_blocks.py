@@ -16,7 +16,8 @@ import pyarrow.csv
 from simulators.logged.batches import Int64Array
 from simulators.logged.import_report import ImportReport, LogRefused
 
-_BLOCK_BYTES = 4 << 20
+# Arrow reads up to 32 blocks ahead of who takes them; that is all the memory that reading needs.
+_BLOCK_BYTES = 1 << 20
 
 
 class CsvBlocks:
@@ -112,7 +113,7 @@ class CsvBlocks:
         converting = pyarrow.csv.ConvertOptions(
             include_columns=columns, column_types=types, null_values=[""], strings_can_be_null=True
         )
-        # One thread reads no further ahead than a block, and numbers the rows.
+        # One thread, so that the parser can number the rows that it skips.
         reading = pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES)
         with (
             self._open() as file,
