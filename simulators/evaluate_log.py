@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from bandit.intervals import Interval
 from bandit.support import Float64Array
@@ -100,7 +101,9 @@ def evaluate_log(log: LogSource, *, position_weights: Float64Array | None = None
     weights = np.ones(n_slots)
     weights[: len(given)] = given
     report = ImportReport()
-    sums = PanelSums.of(log.batches(report, n_slots=n_slots), position_weights=weights)
+    # Products of a batch are small: threads would spend more time waiting for each other than they save.
+    with threadpool_limits(1, "blas"):
+        sums = PanelSums.of(log.batches(report, n_slots=n_slots), position_weights=weights)
     return conclude(sums, report, unsupported=log.unsupported)
 
 
