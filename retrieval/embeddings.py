@@ -15,7 +15,7 @@ from scipy import sparse
 from scipy.linalg import lapack
 from threadpoolctl import threadpool_limits
 
-from retrieval.content import DEFAULT_BUCKETS, content_matrix, content_vector
+from retrieval.content import DEFAULT_BUCKETS, content_matrix, mapped_content
 from retrieval.content_space import ContentSpace
 from retrieval.item_to_item import Neighbours
 from retrieval.items import Item
@@ -109,8 +109,7 @@ class Embeddings:
 
     def cold_item_vector(self, item: Item) -> NDArray[np.float32]:
         """Place an item that nobody has met by its content alone: float32 [d]."""
-        vector: NDArray[np.float32] = content_vector(item, self.content_map.shape[0]) @ self.content_map
-        return vector
+        return mapped_content(item, self.content_map)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

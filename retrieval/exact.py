@@ -67,10 +67,10 @@ class ExactIndex:
         if self.metric == "cosine":
             rows = unit_rows(rows)
         self._reserve(len(self) + len(ids))
-        for label, vector in zip(ids.tolist(), rows, strict=True):
-            row = self._row_of.setdefault(label, len(self._row_of))
-            self._vectors[row] = vector
-            self._labels[row] = label
+        places = [self._row_of.setdefault(label, len(self._row_of)) for label in ids.tolist()]
+        # Of repeated places the last one stays.
+        self._vectors[places] = rows
+        self._labels[places] = ids
 
     def remove(self, labels: NDArray[np.int64]) -> None:
         """Take labels out; a label that is not there changes nothing."""

@@ -6,6 +6,7 @@ Both are deterministic, so a version is a digest of what went in, and building i
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -101,18 +102,22 @@ def read_items(path: Path) -> list[Item]:
     """Read items from NDJSON, one a line.
 
     Raises:
-        OfflineError: the file is missing, or a line is not an item (the message has its number).
+        OfflineError: the file is missing, or a line is not an item or repeats one (the message has its number).
     """
     decoder = msgspec.json.Decoder(Item)
     items: list[Item] = []
+    line_of: dict[str, int] = {}
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     try:
-                        items.append(decoder.decode(line))
+                        item = decoder.decode(line)
                     except (msgspec.MsgspecError, ValueError) as error:
                         raise OfflineError(f"{path}, line {number}: not an item: {error}") from error
+                    if (earlier := line_of.setdefault(item.id, number)) != number:
+                        raise OfflineError(f"{path}, line {number}: item {item.id!r} is on line {earlier} already")
+                    items.append(item)
     except OSError as error:
         raise OfflineError(f"{path} cannot be read: {error.strerror}") from error
     return items
@@ -248,14 +253,14 @@ def build_index(
         config: Kind and parameters of the indexes.
         ks: Where recall is measured; capped at the number of items.
         n_queries: Sampled queries of a recall figure.
-        force: Build even if the bundle is there.
+        force: Build even if the bundle is there; the new one then gets a name with a number after the digest.
         progress: Called after the build and after each recall figure.
 
     Returns:
         What was built.
 
     Raises:
-        OfflineError: the embeddings cannot be read.
+        OfflineError: the embeddings cannot be read or cannot be searched.
     """
     config = config or IndexConfig()
     started = time.perf_counter()
@@ -266,10 +271,16 @@ def build_index(
         raise OfflineError(f"embeddings cannot be read: {error}") from error
     digest.update(orjson.dumps(asdict(config), option=orjson.OPT_SORT_KEYS))
     version = digest.hexdigest()[:16]
+    if force:
+        # What may be served now is not touched, and workers exchange a bundle for one of another name only.
+        version = next(name for name in _names(version) if not (bundles_root / name).exists())
     bundle = None if force else _intact(bundles_root, version, hmac_key, config)
     built = bundle is None
     if bundle is None:
-        write_bundle(bundles_root, embeddings, version=version, hmac_key=hmac_key, config=config)
+        try:
+            write_bundle(bundles_root, embeddings, version=version, hmac_key=hmac_key, config=config)
+        except ValueError as error:
+            raise OfflineError(f"no index can be built of {embeddings_path}: {error}") from error
         bundle = load_bundle(bundles_root, version, hmac_key=hmac_key, config=config)
     else:
         set_current(bundles_root, version)
@@ -325,6 +336,11 @@ def _with_parts(
         content = build_content_space(items, dimension=config.content_dimension, n_buckets=config.als.n_buckets)
     next(steps)
     return replace(embeddings, neighbours=neighbours, content=content)
+
+
+def _names(version: str) -> Iterator[str]:
+    yield version
+    yield from (f"{version}-{n}" for n in itertools.count(2))
 
 
 def _intact(root: Path, version: str, hmac_key: bytes | None, config: IndexConfig) -> Bundle | None:
