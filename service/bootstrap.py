@@ -141,8 +141,8 @@ class Worker:
 
     @property
     def is_following(self) -> bool:
-        """Return whether the streams are still applied, the catalogue ranked and the current index served."""
-        return all(task is not None and not task.done() for task in self._tasks)
+        """Return whether streams are applied, the catalogue ranked, the index followed, and the spool shipped."""
+        return self.spool.is_shipping and all(task is not None and not task.done() for task in self._tasks)
 
     @property
     def _tasks(self) -> tuple[asyncio.Task[None] | None, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from service.messages import ItemPairs
 
 ITEM_PAIRS_STREAM = "hone:itempairs"
 
-Counted = tuple[str, CoCounts, Sequence[tuple[str, float]]]
+Counted = tuple[str, CoCounts, Collection[tuple[str, float]]]
 """An item, its counts, and those partners of it that are written."""
 
 
