@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from service.cli.settings import settings_of
+from service.logs import configure_logs
 from simulators.benchmarks.closed_loop import bench_closed_loop
 from simulators.benchmarks.embeddings import bench_embeddings
 from simulators.benchmarks.learning import bench_learning
@@ -78,6 +79,7 @@ def simulators_command(
     as_json: AsJson = False,
 ) -> None:
     """Decisions a second of the closed loop; rows a second of off-policy evaluation beside the Open Bandit Pipeline."""
+    configure_logs("warning", process="bench")
     with Console(stderr=True).status("starting") as status:
         loop = {} if evaluation_only else {"closed_loop": bench_closed_loop(status.update)}
         if loop_only:

@@ -132,7 +132,7 @@ class LoopService:
                 clock=self._clock,
             )
         self._n_written = self._n_learned = self._n_archived = 0
-        self._ranked = ("", "", "")
+        self._ranked: tuple[str, ...] = ()
         self._ranked_at_ms = self._trimmed_at_ms = start_ms
 
     def _clock(self) -> int:
