@@ -1,0 +1,5 @@
+"""`hone tune`."""
+
+import typer
+
+tune = typer.Typer()
