@@ -8,6 +8,7 @@ which makes the same problem of the same rows in the same order.
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -149,8 +150,9 @@ class Result:
         n = len(self.losses)
         if n < 2:
             return float("inf")
-        se = float(np.std(self.losses, ddof=1)) / n**0.5
-        return float(student_t.ppf((1.0 + _CONFIDENCE) / 2.0, n - 1)) * se
+        se = float(np.std(self.losses, ddof=1)) / math.sqrt(n)
+        quantile = float(student_t.ppf((1.0 + _CONFIDENCE) / 2.0, n - 1))
+        return quantile * float(se)
 
 
 @dataclass(frozen=True, slots=True)
