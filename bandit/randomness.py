@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-Purpose = Literal["slot", "discovery", "variant", "sample", "candidates"]
+Purpose = Literal["slot", "discovery", "variant", "sample", "candidates", "world"]
 
 
 def build_generator(*, salt: bytes, purpose: Purpose, surface: str, event_id: str) -> np.random.Generator:
