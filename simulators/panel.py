@@ -133,6 +133,7 @@ class PanelSums:
             whose rewards are in [0, 1].
         reward_sum: Of the logged rewards, weighted by position: the value of the logging policy is its mean.
         n: Decisions.
+        left_out: Estimators that some batches allowed and others did not.
     """
 
     sums: dict[str, Float64Array] = field(default_factory=dict)
@@ -145,17 +146,18 @@ class PanelSums:
     )
     reward_sum: float = 0.0
     n: int = 0
+    left_out: set[str] = field(default_factory=set)
 
     def add(self, batch: LoggedBatch, *, position_weights: Float64Array) -> None:
-        """Take in a batch.
-
-        Raises:
-            ValueError: it allows other estimators than the ones before it.
-        """
+        """Take in a batch; an estimator that one batch does not allow is left out altogether."""
         panel = batch_panel(batch, position_weights=position_weights)
-        if self.n and panel.keys() != self.sums.keys():
-            raise ValueError(f"a batch must allow the estimators {sorted(self.sums)}, got {sorted(panel)}")
-        self._take(panel, batch)
+        if self.n:
+            missing = self.sums.keys() ^ panel.keys()
+            self.left_out |= missing
+        for name in self.left_out:
+            self.sums.pop(name, None)
+            self.supports.pop(name, None)
+        self._take({name: one for name, one in panel.items() if name not in self.left_out}, batch)
         self.n += len(batch)
         self.reward_sum += float((batch.rewards @ position_weights).sum())
         self._bound(batch, position_weights)
