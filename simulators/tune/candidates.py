@@ -51,12 +51,17 @@ class Candidate:
         return ", ".join([head, *rest, *share])
 
     def rules_from(self, rules: Sequence[Rule]) -> list[Rule]:
-        """Return a surface's rules with this discovery share in place of theirs."""
+        """Return a surface's rules with this discovery share in place of theirs; their order says what gives way."""
+        if self.discovery_share == discovery_share_of(rules):
+            return list(rules)
         found = [rule for rule in rules if isinstance(rule, Discovery)]
+        if not found:
+            return [Discovery(share=self.discovery_share), *rules]
         # The last one is the one at work, as in the draw.
-        column = found[-1].column if found else "discovery"
-        own: list[Rule] = [Discovery(share=self.discovery_share, column=column)] if self.discovery_share else []
-        return [*own, *(rule for rule in rules if not isinstance(rule, Discovery))]
+        own = [msgspec.structs.replace(found[-1], share=self.discovery_share)] if self.discovery_share else []
+        kept = [rule for rule in rules if not isinstance(rule, Discovery) or rule is found[-1]]
+        place = next(n for n, rule in enumerate(kept) if rule is found[-1])
+        return [*kept[:place], *own, *kept[place + 1 :]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +125,4 @@ def _explorations(kind: Kind, grid: Grid, now: Exploration) -> Iterator[Explorat
             yield Softmax(temperature=temperature, shortlist=shortlist, uniform_share=base.uniform_share)
         else:
             for rate in grid.rates or (base.rate,):
-                yield Epsilon(
-                    rate=rate, temperature=temperature, shortlist=shortlist, uniform_share=base.uniform_share
-                )
+                yield Epsilon(rate=rate, temperature=temperature, shortlist=shortlist, uniform_share=base.uniform_share)

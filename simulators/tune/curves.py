@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from typing import Literal
 
 import numpy as np
 import structlog
@@ -41,14 +42,12 @@ class Plan:
         seeds: One run each.
         search: `grid` gives every candidate every seed; `halving` drops the worse half as seeds are added, never the
             incumbent.
-        jobs: Processes.
     """
 
     world: WorldSpec
     n_decisions: int
     seeds: Sequence[int]
-    search: str = "grid"
-    jobs: int = 1
+    search: Literal["grid", "halving"] = "grid"
 
     @property
     def every(self) -> int:
@@ -120,10 +119,9 @@ class _Search:
     def run(self, candidates: Iterable[Candidate], seeds: Sequence[int]) -> None:
         plan = self.plan
         waiting = {
-            self.pool.submit(run_candidate, plan.world, one, n_decisions=plan.n_decisions, seed=seed, every=plan.every): (
-                one,
-                seed,
-            )
+            self.pool.submit(
+                run_candidate, plan.world, one, n_decisions=plan.n_decisions, seed=seed, every=plan.every
+            ): (one, seed)
             for seed in seeds
             for one in candidates
         }
@@ -134,7 +132,9 @@ class _Search:
                 self.progress(sum(map(len, self.runs.values())), self.n_planned)
 
 
-def simulate(candidates: Sequence[Candidate], plan: Plan, *, progress: Progress | None = None) -> Curves:
+def simulate(
+    candidates: Sequence[Candidate], plan: Plan, *, pool: Executor, progress: Progress | None = None
+) -> Curves:
     """Run the candidates, the first of which is the incumbent.
 
     Raises:
@@ -144,14 +144,11 @@ def simulate(candidates: Sequence[Candidate], plan: Plan, *, progress: Progress 
         raise ValueError("seeds must not be empty")
     steps = _steps(len(candidates), plan)
     n_planned = sum(n_kept * len(seeds) for n_kept, seeds in steps)
-    # VW and Arrow have threads of their own: a forked child could inherit a lock that nobody holds.
-    pool = ProcessPoolExecutor(max_workers=plan.jobs, mp_context=get_context("spawn"), initializer=_quieten)
-    with pool:
-        search = _Search(plan, pool, n_planned, progress)
-        kept = list(candidates)
-        for n_kept, seeds in steps:
-            kept = _best(kept, search.runs, n_kept)
-            search.run(kept, seeds)
+    search = _Search(plan, pool, n_planned, progress)
+    kept = list(candidates)
+    for n_kept, seeds in steps:
+        kept = _best(kept, search.runs, n_kept)
+        search.run(kept, seeds)
     ordered = {one: dict(sorted(search.runs[one].items())) for one in candidates if one in search.runs}
     return Curves(ordered, plan.n_decisions)
 
@@ -194,6 +191,12 @@ def _best(
     return [incumbent, *(one for one in others if one in kept)]
 
 
-def _quieten() -> None:
+def worker_pool(jobs: int) -> Executor:
+    """Return processes to simulate in."""
+    # VW and Arrow have threads of their own: a forked child could inherit a lock that nobody holds.
+    return ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn"), initializer=quieten)
+
+
+def quieten() -> None:
     """Keep the simulated services' own log out of the command's output."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
