@@ -190,7 +190,9 @@ class _Loop:
         user_id = f"u{visit.user}"
         event_id = f"{user_id}-{visit.number}"
         attraction = world.attraction(visit)
-        request = RecommendRequest(surface=SURFACE, user_id=user_id, context=world.context(visit), n=world.spec.n_slots)
+        request = RecommendRequest(
+            surface=SURFACE, user_id=user_id, context=world.context(visit), n=world.spec.n_slots
+        )
         answer = await self._service.recommend(request, event_id=event_id)
         numbers = [self._numbers[item.item_id] for item in answer.items]
         response = world.respond(visit, numbers, attraction)

@@ -54,15 +54,11 @@ def build_config(
     n_candidates = settings.n_candidates or world.churn.n_live
     everything = n_candidates >= world.churn.n_live
     third = max(1, n_candidates // 3)
-    sources = (
-        [SourceConfig(name="random", quota=n_candidates)]
-        if everything
-        else [
-            SourceConfig(name="popular", quota=third),
-            SourceConfig(name="under_explored", quota=third),
-            SourceConfig(name="random", quota=n_candidates - 2 * third or 1),
-        ]
-    )
+    sources = [SourceConfig(name="random", quota=n_candidates)] if everything else [
+        SourceConfig(name="popular", quota=third),
+        SourceConfig(name="under_explored", quota=third),
+        SourceConfig(name="random", quota=n_candidates - 2 * third or 1),
+    ]
     history = [Feature(name="taste", namespace="user", source="recent_genres", kind="weighted", limit=4)]
     own = [
         Feature(name="slot", namespace="position", source="slot"),

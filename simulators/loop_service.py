@@ -75,7 +75,9 @@ class LoopService:
         log, users = MemoryChangeLog(store), MemoryUserStates(store, config.store)
         self._journal = MemoryJournal(store, n_partitions=config.store.partitions)
         self._models = MemoryModelStore(store)
-        self.items = ItemsView(config.features, Retriever(Catalogue(), None), AttributeColumns(attribute_kinds(config)))
+        self.items = ItemsView(
+            config.features, Retriever(Catalogue(), None), AttributeColumns(attribute_kinds(config))
+        )
         self._served = ServedModel(MODEL, config.model_spec(MODEL), metrics)
         self._frozen = frozen
         live = LiveConfig(config)
@@ -228,3 +230,4 @@ class LoopService:
         if state != self._ranked and is_due(self.now_ms, since_ms=self._ranked_at_ms, every_ms=_RANKING_MS):
             self.items.retriever.rankings = self.items.build_rankings(self.now_ms)
             self._ranked, self._ranked_at_ms = state, self.now_ms
+

@@ -26,7 +26,9 @@ class ClickModel(Protocol):
             attraction: float64 [n_slots], probability that the item of a slot is clicked by who looks at it.
         """
 
-    def browse(self, attraction: Float64Array, look: Float64Array, like: Float64Array) -> tuple[BoolArray, BoolArray]:
+    def browse(
+        self, attraction: Float64Array, look: Float64Array, like: Float64Array
+    ) -> tuple[BoolArray, BoolArray]:
         """Return which slots were looked at and which of them clicked.
 
         Args:
