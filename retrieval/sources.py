@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+_MAX_SOURCES = 255
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SourceResult:
     """What one source found.
@@ -59,7 +62,7 @@ def blend(
     Raises:
         ValueError: there are more than 255 sources.
     """
-    if len(sources) > np.iinfo(np.uint8).max:
+    if len(sources) > _MAX_SOURCES:
         raise ValueError(f"blend takes at most 255 sources, got {len(sources)}")
     taken = np.zeros(0, dtype=np.int32)
     codes = np.zeros(0, dtype=np.uint8)
@@ -67,7 +70,8 @@ def blend(
     rest: list[tuple[NDArray[np.int32], NDArray[np.float32]]] = []
     for code, source in enumerate(sources):
         fresh = _first_occurrences(source.rows)
-        fresh = fresh[~np.isin(source.rows[fresh], taken)]
+        if len(taken):
+            fresh = fresh[~np.isin(source.rows[fresh], taken)]
         placed = fresh[: max(min(source.quota, limit - len(taken)), 0)]
         taken = np.concatenate([taken, source.rows[placed].astype(np.int32)])
         codes = np.concatenate([codes, np.full(len(placed), code, dtype=np.uint8)])

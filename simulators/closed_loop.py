@@ -23,6 +23,8 @@ from simulators.worlds.world import Response, World, WorldSpec
 START_MS = 1_795_000_000_000
 # What runs beside requests gets its turn so often: a service learns within a second.
 _TURN_MS = 1_000
+# The spool's file is written for every decision; in memory, as all else of the loop is, where the system has such a place.
+_MEMORY = Path("/dev/shm")  # noqa: S108 - the folder in it is made by tempfile
 
 OnOutcome = Callable[[Visit, Sequence[int], Response], None]
 OnProgress = Callable[[int], None]
@@ -120,7 +122,7 @@ def _run(
     config = build_config(
         world, exploration=exploration, rules=rules, discovery_share=discovery_share, settings=settings
     )
-    with TemporaryDirectory(prefix="hone-loop-") as folder:
+    with TemporaryDirectory(prefix="hone-loop-", dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
         service = LoopService(
             config,
             salt=b"loop" + seed.to_bytes(8, "little", signed=True),
