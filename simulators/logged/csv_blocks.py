@@ -42,7 +42,8 @@ class CsvBlocks:
             LogRefused: there are none.
         """
         try:
-            with self._open() as file, pyarrow.csv.open_csv(file) as reader:
+            ignoring = pyarrow.csv.ParseOptions(invalid_row_handler=lambda _: "skip")
+            with self._open() as file, pyarrow.csv.open_csv(file, parse_options=ignoring) as reader:
                 return list(reader.schema.names)
         except (pa.ArrowInvalid, OSError, EOFError, zlib.error) as error:
             raise LogRefused(f"{self._path}: {error}") from error
