@@ -70,7 +70,7 @@ class Curves:
     @property
     def seeds(self) -> list[int]:
         """Return the seeds that those have that were run most."""
-        return sorted(max(self.runs.values(), key=len))
+        return max((sorted(runs) for runs in self.runs.values()), key=len)
 
     @property
     def finished(self) -> list[Candidate]:

@@ -74,7 +74,7 @@ class LoggedSlates:
     @property
     def n_slots(self) -> int:
         """Return S."""
-        return self.rewards.shape[1]
+        return int(self.rewards.shape[1])
 
     def weights(self, candidate: Candidate) -> Float64Array:
         """Return float64 [n, S], the conditional weights of a candidate."""
@@ -153,12 +153,12 @@ def archived_skips(folder: Path) -> set[SlotKey]:
 
 def build_slates(
     decisions: Sequence[JoinedDecision],
+    skips: set[SlotKey],
     candidates: Sequence[Candidate],
     *,
-    skips: set[SlotKey],
     progress: Progress | None = None,
 ) -> LoggedSlates:
-    """Walk a log with every candidate.
+    """Walk a log with every candidate; `skips` are the slots that were skipped.
 
     Raises:
         ValueError: the log is empty, or a record cannot be replayed; the message names the decision.

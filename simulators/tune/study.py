@@ -176,14 +176,13 @@ def study(
         ValueError: the log is empty or cannot be replayed.
     """
     confidence = limits.shared(len(candidates) - 1)
-    decisions, skips = sample_decisions(sample)
-    slates = build_slates(decisions, candidates, skips=skips, progress=say("Walking the simulated log"))
+    slates = build_slates(*sample_decisions(sample), candidates, progress=say("Walking the simulated log"))
     name = f"simulated, seed {sample.sample.seed}"
     of_sample = log_part(slates, candidates, source=name, rewards_in=(0.0, 1.0), confidence=confidence)
     of_log = of_sample
     if log is not None:
         source, decisions, skips = log
-        slates = build_slates(decisions, candidates, skips=skips, progress=say("Walking the log"))
+        slates = build_slates(decisions, skips, candidates, progress=say("Walking the log"))
         of_log = log_part(slates, candidates, source=source, rewards_in=rewards_in, confidence=confidence)
     truth = true_values(sample, candidates, pool=pool, progress=say("True values of the simulated log"))
     curves = simulate(candidates, plan, pool=pool, progress=say("Simulating"))
@@ -252,12 +251,12 @@ def gather(candidates: Sequence[Candidate], log: LogPart, curves: Curves, limits
     found = []
     for one in candidates:
         value = log.values[one]
-        has_runs, is_finished = one in curves.runs, one in finished
+        has_runs = one in curves.runs
         found.append(
             Evidence(
                 candidate=one,
                 long_run=paired_gain(curves.measure(one, "value"), base, confidence=confidence)
-                if is_finished
+                if one in finished
                 else None,
                 price=logged_gain(value.estimate, value.advantage, logged_value=log.logged_value, n=log.n),
                 refusal=value.one_slot_refusal,
