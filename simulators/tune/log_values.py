@@ -127,8 +127,8 @@ class CandidateValue:
 
     @property
     def disagreement(self) -> float | None:
-        """Return the largest difference between the panel's values; None with fewer than two."""
-        values = [line.value for line in self.panel if line.value is not None]
+        """Return the largest difference between whole-slate values; None with fewer than two."""
+        values = [line.value for line in self.panel if line.value is not None and line.name != "one_slot"]
         return max(values) - min(values) if len(values) > 1 else None
 
 
@@ -275,9 +275,7 @@ def value_of(
         refusal=main.refusal,
         one_slot_refusal=unsupported or Support.of(flat.weights).refusal,
         panel=lines,
-        skip_rate=None
-        if main.refusal
-        else _interval(log, rips(log.slates(candidate, skips=True), self_normalised=True)),
+        skip_rate=None if main.refusal else _skip_rate(log, candidate),
         by_clip=dict(_clipped(prefix)),
         one_slot=(one_slot.value, _interval(log, one_slot)),
         advantage=sequence.interval(),

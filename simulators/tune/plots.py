@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 
 from bandit.exploration import Epsilon
 from bandit.intervals import Interval
+from simulators.panel import PanelLine
 from simulators.tune.candidates import Candidate
 from simulators.tune.study import Study
 
@@ -66,7 +67,9 @@ def plot_values(study: Study) -> Figure:
     whole = [(one.value.value, one.value.interval) for one in found]
     plot.add_trace(_with_intervals(x, whole, name="whole slate (sn_rips)", colour="#0969da"))
     single = [one.one_slot if one.one_slot_refusal is None else (None, None) for one in found]
-    plot.add_trace(_with_intervals(x, single, name="one slot", colour="#9a6700"))
+    # Beside the other, not on top of it.
+    beside = [(rate or 0.0) + 0.004 for rate in x]
+    plot.add_trace(_with_intervals(beside, single, name="one slot", colour="#9a6700"))
     if study.log is study.sample:
         truth = [study.truth[one] for one in rated]
         marker = {"symbol": "x", "size": 10, "color": "black"}
@@ -85,7 +88,10 @@ def plot_panel(study: Study) -> Figure:
         points = [(line.value, line.interval) for line in lines]
         plot.add_trace(_with_intervals([line.name for line in lines], points, name=one.name, colour=tints[one]))
     plot.update_layout(scattermode="group", scattergap=0.3)
-    plot.update_yaxes(title_text="reward of a slot")
+    edges = [y for one in study.candidates for line in study.log.values[one].panel for y in _edges(line)]
+    room = 0.05 * (max(edges) - min(edges)) if edges else 0.0
+    # Grouped points would start the axis at 0, where nothing is to be seen.
+    plot.update_yaxes(title_text="reward of a slot", range=[min(edges) - room, max(edges) + room] if edges else None)
     return _laid_out(plot, height=460)
 
 
@@ -94,6 +100,8 @@ def plot_clips(study: Study) -> Figure:
     plot = Figure()
     tints = colours(study)
     for one in study.candidates:
+        if study.log.values[one].refusal is not None:
+            continue
         by_clip = study.log.values[one].by_clip
         x = ["none" if math.isinf(clip) else f"{clip:g}" for clip in by_clip]
         y = [value for value, _ in by_clip.values()]
@@ -186,6 +194,13 @@ def _with_intervals(
     below = [0.0 if i is None or v is None else v - i.lower for v, i in pairs]
     bars = {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1.4, "width": 3}
     return Scatter(x=x, y=y, name=name, mode="markers", error_y=bars, marker={"color": colour, "size": 8})
+
+
+def _edges(line: PanelLine) -> list[float]:
+    """Return what of a line is drawn."""
+    if line.value is None:
+        return []
+    return [line.value] if line.interval is None else [line.value, line.interval.lower, line.interval.upper]
 
 
 def _line(x: Sequence[float], y: Sequence[float], *, name: str, dash: str) -> Scatter:

@@ -124,7 +124,8 @@ def _values(study: Study) -> Iterable[str]:
         held = "is" if log.linearity.holds else "IS NOT"
         yield _how(
             f"Check: the value of one slot is a line in the rate, and {held} here ({log.linearity.n} rates, largest "
-            f"distance {log.linearity.residual:.1e}): {log.linearity.greedy:.4f} at 0, {log.linearity.explore:.4f} at 1."
+            f"distance {log.linearity.residual:.1e}): {log.linearity.greedy:.4f} at rate 0, {log.linearity.explore:.4f} "
+            "at rate 1."
         )
     yield _figure(plots.plot_values(study))
     head = ["candidate", "slate", "95%", "one slot", "95%", "skips", "change today", "bounds"]
@@ -170,8 +171,9 @@ def _clips(study: Study) -> Iterable[str]:
     rows = []
     for one in study.candidates:
         cells = [one.name]
+        refused = study.log.values[one].refusal is not None
         for value, share in study.log.values[one].by_clip.values():
-            cells += [f"{value:.4f}", f"{share:.2%}"]
+            cells += ["" if refused else f"{value:.4f}", f"{share:.2%}"]
         rows.append((one, cells))
     yield _table(head, rows, study)
     yield _figure(plots.plot_clips(study))
@@ -182,20 +184,22 @@ def _curves(study: Study) -> Iterable[str]:
         f"{len(study.curves.seeds)} runs of {study.curves.n_decisions:,} decisions each, of the code that serves, from "
         "a model that knows nothing. Every candidate meets the same users, items and luck, seed by seed, so gains are "
         f"differences of pairs; their bounds hold together with {study.limits.confidence:.0%}. What exploring brings "
-        "later shows only here: the log cannot know what a better-taught model would have shown."
+        "later shows only here: the log cannot know what a better-taught model would have shown. New hits: share of "
+        "slots with a hit that appeared since the start; found: of those hits, how many had three clicks, and after how "
+        "many minutes; hit rate: clicks on slots that exploration or discovery filled."
     )
-    head = ["candidate", "reward", "gain", "bounds", "regret", "skips", "coverage", "new hits in slots"]
-    head += ["new hits found", "hours to find", "clicks on explored", "runs"]
+    head = ["candidate", "reward", "gain", "bounds", "regret", "skips", "coverage", "new hits", "found", "minutes"]
+    head += ["hit rate"]
     rows = []
     by_candidate = {one.candidate: one for one in study.evidence}
-    for one, runs in study.curves.runs.items():
+    for one in study.curves.runs:
         found = by_candidate[one]
         mean = {name: _mean(study, one, name) for name in _MEANS}
-        hours = mean["days_to_find"]
+        days = mean["days_to_find"]
         cells = [one.name, _number(mean["value"]), *_gain(found.long_run), f"{mean['regret']:,.0f}"]
         cells += [_percent(found.skip_rate), _percent(found.coverage), _percent(found.discovery)]
-        cells += [_percent(mean["found_share"]), "" if math.isnan(hours) else f"{24 * hours:.2f}"]
-        cells += [_percent(mean["discovery_hit_rate"]), str(len(runs))]
+        cells += [_percent(mean["found_share"]), "" if math.isnan(days) else f"{1440 * days:.1f}"]
+        cells += [_percent(mean["discovery_hit_rate"])]
         rows.append((one, cells))
     yield _table(head, rows, study)
     yield _figure(plots.plot_curves(study))
@@ -234,8 +238,8 @@ def _made(study: Study) -> Iterable[str]:
     yield (
         f"<p>Log: {escape(_source(study.log))}. Simulated world: <code>{escape(repr(plan.world))}</code>, seeds "
         f"{escape(', '.join(map(str, plan.seeds)))}, search by {plan.search}. A challenger may give up at most "
-        f"{limits.budget:.0%} of today's reward; within {limits.tolerance:.0%} of the best, discovery decides. Rules of "
-        "the surface other than discovery act on the log and not in the simulated world.</p>"
+        f"{limits.budget:.0%} of today's reward; within {limits.tolerance:.0%} of the best, discovery decides. Rules "
+        "of the surface other than discovery act on the log and not in the simulated world.</p>"
     )
 
 

@@ -15,7 +15,7 @@ from bandit.exploration import Epsilon
 from service.training_rows import JoinedDecision
 from simulators.tune.candidates import Candidate
 from simulators.tune.curves import AT_THE_END, MEASURES, Curves, Plan, simulate
-from simulators.tune.judge import Evidence, Limits, Verdict, judge, logged_gain, paired_gain
+from simulators.tune.judge import Evidence, Gain, Limits, Verdict, judge, logged_gain, paired_gain
 from simulators.tune.log_values import CandidateValue, LoggedSlates, SlotKey, build_slates, value_of
 from simulators.tune.sample import SampleLog, sample_decisions, true_values
 
@@ -251,6 +251,10 @@ def gather(candidates: Sequence[Candidate], log: LogPart, curves: Curves, limits
     found = []
     for one in candidates:
         value = log.values[one]
+        price = logged_gain(value.estimate, value.advantage, logged_value=log.logged_value, n=log.n)
+        if one == candidates[0] and not log.n_other:
+            # The log is its own; bounds on what is 0 by definition would only confuse.
+            price = Gain(0.0, 0.0, 0.0, log.n)
         has_runs = one in curves.runs
         found.append(
             Evidence(
@@ -258,7 +262,7 @@ def gather(candidates: Sequence[Candidate], log: LogPart, curves: Curves, limits
                 long_run=paired_gain(curves.measure(one, "value"), base, confidence=confidence)
                 if one in finished
                 else None,
-                price=logged_gain(value.estimate, value.advantage, logged_value=log.logged_value, n=log.n),
+                price=price,
                 refusal=value.one_slot_refusal,
                 discovery=_mean(curves, one, "new_good_share") if has_runs else math.nan,
                 coverage=_mean(curves, one, "coverage") if has_runs else math.nan,
