@@ -35,7 +35,7 @@ from simulators.tune.live import (
     began_at,
     choose_rate,
     n_changes,
-    read_slots,
+    read_branches,
     settled_until,
     weigh,
 )
@@ -176,7 +176,7 @@ def _tune_live(config: Config, surface: str, terms: Terms, *, as_json: bool) -> 
             )
         rate, folder = now.exploration.rate, archive_folder(config)
         until_ms = settled_until(folder, n_partitions=config.store.partitions, surface=now)
-        slots = read_slots(folder, surface, rate=rate, from_ms=began_at(history, surface), until_ms=until_ms)
+        slots = read_branches(folder, surface, rate=rate, from_ms=began_at(history, surface), until_ms=until_ms)
         confidence = terms.of_change(n_changes(history, surface))
         found = weigh(slots, rate=rate, rewards_in=reward_range([now]), confidence=confidence)
         change = choose_rate(found, terms)

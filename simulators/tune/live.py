@@ -11,12 +11,14 @@ that is too little; where a displaced item comes a slot later it is too much.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
+from scipy.stats import binomtest
 
 from bandit.confidence_sequence import ConfidenceSequence
 from bandit.intervals import Interval
@@ -31,6 +33,7 @@ REASON = "hone tune --live"
 _FOLLOWED_MS = 5_000
 # A change by less than this share of the rate is none.
 _DEAD_BAND = 0.05
+_BY_CHANCE = 1e-6
 _OUTCOME_COLUMNS = ["event_id", "surface", "reward", "kind", "branch", "decided_at_unix_ms"]
 
 Word = Literal["raise", "lower", "keep", "cannot tell"]
@@ -70,18 +73,22 @@ class Terms:
         return 1.0 - (1.0 - self.confidence) / ((n_before + 1) * (n_before + 2))
 
 
-class BranchedSlot(NamedTuple):
-    """A drawn slot of the log.
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """Drawn slots of a log, all decided at one rate.
 
     Attributes:
-        event_id: Of its decision.
-        is_greedy: Whether the greedy part of the mixture filled it.
-        reward: What came of it.
+        decision: int64 [m], which decision a slot belongs to, from 0 without gaps.
+        is_greedy: bool [m], whether the greedy part of the mixture filled it.
+        reward: float64 [m].
     """
 
-    event_id: str
-    is_greedy: bool
-    reward: float
+    decision: npt.NDArray[np.int64]
+    is_greedy: npt.NDArray[np.bool_]
+    reward: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.reward)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +101,8 @@ class RateEvidence:
         greedy: Bounds on the reward of a slot that is filled greedily.
         given_up: Bounds on what the rate gives up of it.
         estimates: Point estimates of both.
+        n_slots: Drawn slots.
+        n_greedy: Of them, those that the greedy part filled.
     """
 
     rate: float
@@ -101,6 +110,15 @@ class RateEvidence:
     greedy: Interval
     given_up: Interval
     estimates: tuple[float, float]
+    n_slots: int
+    n_greedy: int
+
+    @property
+    def contradicts_rate(self) -> bool:
+        """Return whether as many greedy slots, or as few, come by chance less than once in a million logs."""
+        if not self.n_slots:
+            return False
+        return float(binomtest(self.n_greedy, self.n_slots, 1.0 - self.rate).pvalue) < _BY_CHANCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +141,11 @@ class RateChange:
         return self.word in ("raise", "lower")
 
 
-def weigh(
-    slots: Sequence[BranchedSlot], *, rate: float, rewards_in: tuple[float, float], confidence: float
-) -> RateEvidence:
+def weigh(slots: Branches, *, rate: float, rewards_in: tuple[float, float], confidence: float) -> RateEvidence:
     """Bound the reward of greedy slots and what exploring gives up; a decision counts once.
 
     Args:
-        slots: Drawn slots of decisions that were all made at `rate`.
+        slots: Of decisions that were all made at `rate`.
         rate: Above 0 and below 1.
         rewards_in: Range of rewards; what is outside is cut.
         confidence: With which all bounds hold together, at every look.
@@ -141,18 +157,27 @@ def weigh(
         raise ValueError(
             f"rate must be in (0, 1), got {rate}: without both, greedy and explored slots, nothing is seen"
         )
-    _, units = np.unique([slot.event_id for slot in slots], return_inverse=True)
-    weights = np.array([slot.is_greedy for slot in slots], dtype=np.float64) / (1.0 - rate)
-    rewards = np.clip(np.array([slot.reward for slot in slots], dtype=np.float64), *rewards_in)
+    weights = slots.is_greedy / (1.0 - rate)
+    rewards = np.clip(slots.reward, *rewards_in)
     each = 1.0 - (1.0 - confidence) / 2.0
     value = ConfidenceSequence(reward_range=rewards_in, confidence=each)
     advantage = ConfidenceSequence(of_advantage=True, reward_range=rewards_in, confidence=each)
     if not len(slots):
-        return RateEvidence(rate, 0, value.interval(), advantage.interval(), (0.0, 0.0))
-    value, advantage = (one.plus(weights=weights, rewards=rewards, units=units) for one in (value, advantage))
-    n_slots = np.bincount(units)
-    means = [float((np.bincount(units, weights=w * rewards) / n_slots).mean()) for w in (weights, weights - 1.0)]
-    return RateEvidence(rate, len(n_slots), value.interval(), advantage.interval(), (means[0], means[1]))
+        return RateEvidence(rate, 0, value.interval(), advantage.interval(), (0.0, 0.0), 0, 0)
+    value, advantage = (one.plus(weights=weights, rewards=rewards, units=slots.decision) for one in (value, advantage))
+    n_slots = np.bincount(slots.decision)
+    means = [
+        float((np.bincount(slots.decision, weights=w * rewards) / n_slots).mean()) for w in (weights, weights - 1.0)
+    ]
+    return RateEvidence(
+        rate=rate,
+        n=len(n_slots),
+        greedy=value.interval(),
+        given_up=advantage.interval(),
+        estimates=(means[0], means[1]),
+        n_slots=len(slots),
+        n_greedy=int(np.count_nonzero(slots.is_greedy)),
+    )
 
 
 def choose_rate(found: RateEvidence, terms: Terms) -> RateChange:
@@ -162,8 +187,9 @@ def choose_rate(found: RateEvidence, terms: Terms) -> RateChange:
     lowered; one of which neither is shown stays.
     """
     rate, greedy, given_up = found.rate, found.greedy, found.given_up
-    if given_up.lower > given_up.upper or greedy.lower > greedy.upper:
-        return RateChange("cannot tell", rate, "the logged branches cannot be right: bounds cross")
+    if found.contradicts_rate or given_up.lower > given_up.upper or greedy.lower > greedy.upper:
+        share = f"{found.n_greedy:,} of {found.n_slots:,} slots are greedy, at a rate of {rate:g}"
+        return RateChange("cannot tell", rate, f"the logged branches cannot be right: {share}")
     if greedy.lower <= 0.0:
         return RateChange("cannot tell", rate, f"no reward is shown yet in {found.n:,} decisions")
     most = terms.budget * greedy.lower
@@ -221,7 +247,7 @@ def settled_until(folder: Path, *, n_partitions: int, surface: SurfaceConfig) ->
     return archived_ms - int(surface.reward.negative_window_s * 1000)
 
 
-def read_slots(folder: Path, surface: str, *, rate: float, from_ms: int, until_ms: int) -> list[BranchedSlot]:
+def read_branches(folder: Path, surface: str, *, rate: float, from_ms: int, until_ms: int) -> Branches:
     """Return the drawn slots of a surface's decisions at a rate, decided within a time.
 
     Args:
@@ -233,8 +259,15 @@ def read_slots(folder: Path, surface: str, *, rate: float, from_ms: int, until_m
     """
     from_ms = from_ms + _FOLLOWED_MS if from_ms else 0
     with reading(folder):
-        at_rate = set(_decided_at(folder, surface, rate=rate, from_ms=from_ms))
-        return [slot for slot in _slots(folder, surface, from_ms, until_ms) if slot.event_id in at_rate]
+        number = {event_id: n for n, event_id in enumerate(_decided_at(folder, surface, rate=rate, from_ms=from_ms))}
+        rows = [
+            (number[row["event_id"]], row["branch"] == "greedy", row["reward"])
+            for row in _outcomes(folder, surface, from_ms, until_ms)
+            if row["event_id"] in number
+        ]
+    decision, is_greedy, reward = np.array(rows, dtype=np.float64).reshape(len(rows), 3).T
+    _, without_gaps = np.unique(decision, return_inverse=True)
+    return Branches(without_gaps.astype(np.int64), is_greedy.astype(np.bool_), reward)
 
 
 def _decided_at(folder: Path, surface: str, *, rate: float, from_ms: int) -> Iterator[str]:
@@ -242,9 +275,7 @@ def _decided_at(folder: Path, surface: str, *, rate: float, from_ms: int) -> Ite
     return (row["event_id"] for _, row in rows if row["surface"] == surface and row["explore_rate"] == rate)
 
 
-def _slots(folder: Path, surface: str, from_ms: int, until_ms: int) -> Iterable[BranchedSlot]:
+def _outcomes(folder: Path, surface: str, from_ms: int, until_ms: int) -> Iterator[dict[str, Any]]:
     for _, row in read_rows(folder, "outcomes", _OUTCOME_COLUMNS, from_ms=from_ms):
-        if row["surface"] != surface or row["kind"] == "late":
-            continue
-        if from_ms <= row["decided_at_unix_ms"] < until_ms:
-            yield BranchedSlot(row["event_id"], row["branch"] == "greedy", row["reward"])
+        if row["surface"] == surface and row["kind"] != "late" and from_ms <= row["decided_at_unix_ms"] < until_ms:
+            yield row

@@ -33,6 +33,8 @@ from simulators.tune.candidates import Candidate, discovery_share_of
 CLIPS = (10.0, 20.0, 50.0, float("inf"))
 SKIPS = frozenset({"skip", "dislike"})
 _BOOTSTRAP_SEED = 12345
+# What is shown first: of slates, and of single actions.
+_MAIN = ("sn_rips", "snips")
 
 Progress = Callable[[int, int], None]
 SlotKey = tuple[str, int]
@@ -123,7 +125,7 @@ class CandidateValue:
     @property
     def value(self) -> PanelLine:
         """Return the whole-slate value that is shown first."""
-        return self.line("sn_rips")
+        return next(line for line in self.panel if line.name in _MAIN)
 
     @property
     def disagreement(self) -> float | None:
@@ -268,7 +270,7 @@ def value_of(
     prefix = _flat(log, slates.prefix_weights())
     sequence, estimate = _advantage(log, slates, rewards_in=rewards_in, confidence=confidence)
     lines = panel.lines(refusal=unsupported)
-    main = next(line for line in lines if line.name == "sn_rips")
+    main = next(line for line in lines if line.name == _main(log.n_slots))
     return CandidateValue(
         support=main.support,
         one_slot_support=Support.of(flat.weights),
@@ -281,6 +283,10 @@ def value_of(
         advantage=sequence.interval(),
         estimate=estimate,
     )
+
+
+def _main(n_slots: int) -> str:
+    return _MAIN[0] if n_slots > 1 else _MAIN[1]
 
 
 def _panel(log: LoggedSlates, candidate: Candidate, slates: SlateRows) -> PanelSums:

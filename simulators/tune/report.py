@@ -124,8 +124,8 @@ def _values(study: Study) -> Iterable[str]:
         held = "is" if log.linearity.holds else "IS NOT"
         yield _how(
             f"Check: the value of one slot is a line in the rate, and {held} here ({log.linearity.n} rates, largest "
-            f"distance {log.linearity.residual:.1e}): {log.linearity.greedy:.4f} at rate 0, {log.linearity.explore:.4f} "
-            "at rate 1."
+            f"distance {log.linearity.residual:.1e}): {log.linearity.greedy:.4f} at rate 0, "
+            f"{log.linearity.explore:.4f} at rate 1."
         )
     yield _figure(plots.plot_values(study))
     head = ["candidate", "slate", "95%", "one slot", "95%", "skips", "change today", "bounds"]
@@ -185,8 +185,8 @@ def _curves(study: Study) -> Iterable[str]:
         "a model that knows nothing. Every candidate meets the same users, items and luck, seed by seed, so gains are "
         f"differences of pairs; their bounds hold together with {study.limits.confidence:.0%}. What exploring brings "
         "later shows only here: the log cannot know what a better-taught model would have shown. New hits: share of "
-        "slots with a hit that appeared since the start; found: of those hits, how many had three clicks, and after how "
-        "many minutes; hit rate: clicks on slots that exploration or discovery filled."
+        "slots with a hit that appeared since the start; found: of those hits, how many had three clicks, and after "
+        "how many minutes; hit rate: clicks on slots that exploration or discovery filled."
     )
     head = ["candidate", "reward", "gain", "bounds", "regret", "skips", "coverage", "new hits", "found", "minutes"]
     head += ["hit rate"]

@@ -37,8 +37,8 @@ Progress = Callable[[int, int], None]
 # is a hit that nothing but clicks tells from the others.
 SAMPLE_WORLD = WorldSpec(
     tastes=ClusterTasteSpec(n_clusters=3, n_genres=4, hit_share=0.12, hit=2.0),
-    crowd=Crowd(n_users=2_000, gap_s=100.0),
-    churn=Churn(n_live=60, every_s=4.0),
+    crowd=Crowd(n_users=2_000, gap_s=400.0),
+    churn=Churn(n_live=60, every_s=10.0),
 )
 
 
