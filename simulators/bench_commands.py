@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
@@ -16,6 +17,7 @@ from simulators.benchmarks.report import save_result
 from simulators.benchmarks.retraining import bench_retraining
 from simulators.benchmarks.retrieval import bench_retrieval, bench_retrieval_large
 from simulators.benchmarks.service import bench_service
+from simulators.benchmarks.simulators import bench_simulators
 from simulators.load import closed_loop, open_loop, recommend_requests
 
 bench = typer.Typer(no_args_is_help=True, help="Benchmarks: run now, print, save JSON under tests/benchmarks/results.")
@@ -61,6 +63,20 @@ def retraining_command(as_json: AsJson = False) -> None:
     with Console(stderr=True).status("starting") as status:
         figures = bench_retraining(status.update)
     _report("retraining", figures, as_json=as_json)
+
+
+@bench.command("simulators", epilog="Example: hone bench simulators --obp-python obp/bin/python --json")
+def simulators_command(
+    n_rows: Annotated[int, typer.Option(min=100_000, help="Rows of the log that is evaluated.")] = 10_000_000,
+    obp_python: Annotated[
+        Path | None, typer.Option(help="Interpreter that has the Open Bandit Pipeline; left out without one.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Off-policy evaluation of a long log: rows a second, memory, and the Open Bandit Pipeline on the same file."""
+    with Console(stderr=True).status("starting") as status:
+        figures = bench_simulators(status.update, n_rows=n_rows, pipeline=obp_python)
+    _report("simulators", figures, as_json=as_json)
 
 
 @bench.command("retrieval", epilog="Example: hone bench retrieval --n-items 1000000 --json")

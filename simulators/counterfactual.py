@@ -72,6 +72,7 @@ class Counterfactual:
     Attributes:
         logged: float64 [S], mu_k: the logged propensity of the item at slot k, given the slots before.
         target: float64 [S], pi_k: the target policy's, given the same slots before.
+        scores: float64 [S], of the logged items under the target policy, boosts left out.
         pmfs: S of float64 [n], the target policy's pmf over the candidates; all 0 where it could place nothing.
         discovery_weight: pi(D) / mu(D) of the coin that drew the discovery positions.
         ends_alike: Whether the target policy, too, would place nothing after the last slot.
@@ -80,6 +81,7 @@ class Counterfactual:
 
     logged: Float64Array
     target: Float64Array
+    scores: Float64Array
     pmfs: tuple[Float64Array, ...]
     discovery_weight: float
     ends_alike: bool
@@ -128,6 +130,7 @@ def build_counterfactual(decision: Decision, target: TargetPolicy) -> Counterfac
     return Counterfactual(
         logged=np.array(logged),
         target=np.array(placed),
+        scores=walk.actions.scores[walk.history].astype(np.float64),
         pmfs=tuple(pmfs),
         discovery_weight=weight,
         ends_alike=_ends(decided),

@@ -101,12 +101,21 @@ def evaluate_log(log: LogSource, *, position_weights: Float64Array | None = None
     weights[: len(given)] = given
     report = ImportReport()
     sums = PanelSums.of(log.batches(report, n_slots=n_slots), position_weights=weights)
+    return conclude(sums, report, unsupported=log.unsupported)
+
+
+def conclude(sums: PanelSums, report: ImportReport, *, unsupported: str) -> LogEvaluation:
+    """Return what the sums over a log that has been read say.
+
+    Raises:
+        LogRefused: nothing of the log could be used.
+    """
     if not sums.n:
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in report.rejected.most_common()) or "it is empty"
         raise LogRefused(f"no row of the log can be used: {reasons}")
-    for name in sums.left_out:
-        report.note(f"{name} is left out: marginal probabilities are known for short slates of few candidates only")
-    lines = sums.lines(refusal=log.unsupported or None)
+    if "rips" in sums.sums and "iips" not in sums.sums:
+        report.note("iips is left out: its marginal probabilities are listed for short slates of few candidates only")
+    lines = sums.lines(refusal=unsupported or None)
     refused = [line.refusal for line in lines]
     refusal = refused[0] if all(refused) else None
     return LogEvaluation(

@@ -20,6 +20,7 @@ from service.messages import Decision
 
 # Prefixes of one decision that are still listed.
 MAX_PREFIXES = 200
+_MAX_KEPT = 256
 
 
 def position_marginals(decided: Decision, *, max_prefixes: int = MAX_PREFIXES) -> Float64Array | None:
@@ -38,6 +39,25 @@ def position_marginals(decided: Decision, *, max_prefixes: int = MAX_PREFIXES) -
     for positions, mass in coins:
         _add(msgspec.structs.replace(decided, discovery_positions=list(positions)), found, prefix=(), mass=mass)
     return found
+
+
+class Marginals:
+    """Marginals of decisions, kept for those that are drawn from the same again."""
+
+    def __init__(self) -> None:
+        self._kept: dict[bytes, Float64Array | None] = {}
+
+    def of(self, decided: Decision) -> Float64Array | None:
+        """Return what `position_marginals` does."""
+        # Time is read by rules alone.
+        at_ms = decided.decided_at_unix_ms if decided.rules else 0
+        drawn_from = (decided.candidates, decided.exploration, decided.rules, decided.n_requested, at_ms)
+        key = msgspec.msgpack.encode(drawn_from)
+        if key not in self._kept:
+            if len(self._kept) >= _MAX_KEPT:
+                self._kept.clear()
+            self._kept[key] = position_marginals(decided)
+        return self._kept[key]
 
 
 def discovery_coins(rules: Sequence[Rule], n_slots: int) -> list[tuple[tuple[int, ...], float]]:

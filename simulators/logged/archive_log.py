@@ -15,15 +15,15 @@ from bandit.support import Float64Array
 from service.adapters.archive_files import files_of, n_erased, reading, tables_of
 from service.config import Config
 from service.decision_record import unpack_actions
-from service.export import ExportReport, JoinedDecision, Selection, read_joined
+from service.export import ExportReport, Selection, read_joined
 from service.joins import PLACED
 from service.messages import Decision, journal_decoder
 from simulators.counterfactual import Counterfactual, TargetPolicy, build_counterfactual
 from simulators.logged.batches import LoggedBatch, clusters_of_users
 from simulators.logged.import_report import ImportReport, LogRefused
-from simulators.marginals import position_marginals
+from simulators.marginals import Marginals
 
-_DECISIONS_AT_ONCE = 512
+DECISIONS_AT_ONCE = 512
 # Propensities replay to the bit where they were drawn, and this closely elsewhere.
 _TOLERANCE = 1e-12
 
@@ -76,9 +76,14 @@ class ArchiveLog:
         try:
             for joined in read_joined(self.config, self.folder, self.selection, left_out, whole=True):
                 report.n_read += 1
-                decision = self._checked(joined, report)
-                if decision is not None:
-                    yield decision, {outcome.slot: outcome.reward for outcome in joined.outcomes}
+                rewards = {outcome.slot: outcome.reward for outcome in joined.outcomes}
+                decision = self.checked(joined.record, joined.learned.event_id, report)
+                if decision is None:
+                    continue
+                if np.isfinite(list(rewards.values())).all():
+                    yield decision, rewards
+                else:
+                    report.reject("reward: not finite", [decision.event_id])
         except (pa.ArrowInvalid, msgspec.DecodeError, OSError, ValueError) as error:
             raise LogRefused(f"{self.folder}: {error}") from error
         reasons = {
@@ -89,52 +94,62 @@ class ArchiveLog:
         for reason, count in left_out.left_out.items():
             report.note(f"{count:,} slots {reasons.get(reason, reason)}")
 
-    def _checked(self, joined: JoinedDecision, report: ImportReport) -> Decision | None:
-        """Return the decision, None (counted) when it cannot be used."""
-        event_id = joined.learned.event_id
+    def counterfactual(self, decision: Decision, report: ImportReport) -> Counterfactual | None:
+        """Return what the target policy would have done, None (counted) when propensities do not replay.
+
+        Raises:
+            LogRefused: the target policy cannot be applied to the log.
+        """
         try:
-            decision = journal_decoder.decode(joined.record)
+            if not _replays(decision):
+                report.reject("propensity: does not follow from the record", [decision.event_id])
+                return None
+            found = build_counterfactual(decision, self.target)
+        except ValueError as error:
+            raise LogRefused(str(error)) from error
+        self.unsupported = self.unsupported or found.unsupported
+        drawn = [slot.n_feasible for slot in decision.slots if slot.reason not in PLACED]
+        floor = min((decision.exploration.uniform_floor / n for n in drawn), default=1.0)
+        report.floor = floor if report.floor is None else min(report.floor, floor)
+        return found
+
+    def checked(self, record: bytes, event_id: str, report: ImportReport) -> Decision | None:
+        """Return a decision from its record, None (counted) when it cannot be used."""
+        try:
+            decision = journal_decoder.decode(record)
         except msgspec.DecodeError as error:
             report.reject(f"record: {error}", [event_id])
             return None
         if not isinstance(decision, Decision) or decision.v != 1:
             report.reject("v: schema version of the decision must be 1", [event_id])
             return None
-        for record in decision.slots:
-            p = record.propensity
+        for slot in decision.slots:
+            p = slot.propensity
             if not 0.0 < p <= 1.0:
                 what = "0" if p == 0.0 else "above 1" if p > 1.0 else "below 0" if p < 0.0 else "NaN"
                 report.reject(f"propensity: {what}", [event_id])
                 return None
-            if not 0 <= record.action < len(decision.candidates.ids):
+            if not 0 <= slot.action < len(decision.candidates.ids):
                 report.reject("action: outside the set", [event_id])
                 return None
-        rewards = [outcome.reward for outcome in joined.outcomes]
-        if not np.isfinite(rewards).all():
-            report.reject("reward: not finite", [event_id])
-            return None
         return decision
 
     def _batches(self, report: ImportReport, n_slots: int) -> Iterator[LoggedBatch]:
         weights = np.ones(n_slots)
         weights[: len(self.position_weights)] = self.position_weights
-        held: list[_WeighedDecision] = []
+        held: list[WeighedDecision] = []
+        marginals = Marginals()
         for decision, rewards in self.decisions(report):
-            try:
-                if not _replays(decision):
-                    report.reject("propensity: does not follow from the record", [decision.event_id])
-                    continue
-                weighed = _weigh(decision, rewards, self.target, weights)
-            except ValueError as error:
-                raise LogRefused(str(error)) from error
-            self.unsupported = self.unsupported or weighed.found.unsupported
-            report.floor = min(report.floor or 1.0, weighed.floor)
-            held.append(weighed)
-            if len(held) == _DECISIONS_AT_ONCE:
-                yield _batch(held, n_slots)
+            found = self.counterfactual(decision, report)
+            if found is None:
+                continue
+            marginal = _marginal_weights(decision, self.target, marginals)
+            held.append(weigh(decision, found, rewards, position_weights=weights, marginals=marginal))
+            if len(held) == DECISIONS_AT_ONCE:
+                yield stack(held, n_slots)
                 held = []
         if held:
-            yield _batch(held, n_slots)
+            yield stack(held, n_slots)
 
     def _lengths(self) -> Iterator[int]:
         try:
@@ -150,7 +165,7 @@ class ArchiveLog:
 
 
 @dataclass(frozen=True, slots=True)
-class _WeighedDecision:
+class WeighedDecision:
     """One decision as estimators need it, by its own slots; `marginals` is None where they are not known."""
 
     found: Counterfactual
@@ -160,7 +175,6 @@ class _WeighedDecision:
     model_target: Float64Array
     marginals: Float64Array | None
     user: str
-    floor: float
 
 
 def _replays(decision: Decision) -> bool:
@@ -169,22 +183,33 @@ def _replays(decision: Decision) -> bool:
     return bool((np.abs(found.target - found.logged) <= _TOLERANCE).all())
 
 
-def _weigh(
-    decision: Decision, rewards: dict[int, float], target: TargetPolicy, position_weights: Float64Array
-) -> _WeighedDecision:
-    found = build_counterfactual(decision, target)
+def weigh(
+    decision: Decision,
+    found: Counterfactual,
+    rewards: dict[int, float],
+    *,
+    position_weights: Float64Array,
+    marginals: Float64Array | None = None,
+) -> WeighedDecision:
+    """Return a decision as estimators need it.
+
+    Args:
+        decision: the record.
+        found: what the target policy would have done.
+        rewards: by slot; slots that were placed have none.
+        position_weights: float64 [S or more], what a reward at each slot is worth to the model of values.
+        marginals: float64 [S], marginal weights of the logged items; None when they are not known.
+    """
     n_slots = len(decision.slots)
     logged, expected = _values_to_go(decision, found, position_weights[:n_slots])
-    drawn = [slot for slot in decision.slots if slot.reason not in PLACED]
-    return _WeighedDecision(
+    return WeighedDecision(
         found=found,
         rewards=np.array([rewards.get(slot, 0.0) for slot in range(n_slots)]),
         n_feasible=[slot.n_feasible for slot in decision.slots],
         model_logged=logged,
         model_target=expected,
-        marginals=_marginal_weights(decision, target),
+        marginals=marginals,
         user=decision.user_key or decision.event_id,
-        floor=min((decision.exploration.uniform_floor / slot.n_feasible for slot in drawn), default=1.0),
     )
 
 
@@ -206,10 +231,10 @@ def _values_to_go(
     return position_weights * logged + later, position_weights * expected + later
 
 
-def _marginal_weights(decision: Decision, target: TargetPolicy) -> Float64Array | None:
+def _marginal_weights(decision: Decision, target: TargetPolicy, marginals: Marginals) -> Float64Array | None:
     """Return float64 [S], the logged items' marginal weights, None where prefixes are too many to list."""
-    logged = position_marginals(decision)
-    wanted = None if logged is None else position_marginals(target.applied_to(decision))
+    logged = marginals.of(decision)
+    wanted = None if logged is None else marginals.of(target.applied_to(decision))
     if logged is None or wanted is None:
         return None
     slots, actions = np.arange(len(decision.slots)), [slot.action for slot in decision.slots]
@@ -217,7 +242,8 @@ def _marginal_weights(decision: Decision, target: TargetPolicy) -> Float64Array 
     return weights
 
 
-def _batch(held: list[_WeighedDecision], n_slots: int) -> LoggedBatch:
+def stack(held: list[WeighedDecision], n_slots: int) -> LoggedBatch:
+    """Return decisions as a batch with as many slots."""
     n = len(held)
     zeros, ones = np.zeros((n, n_slots)), np.ones((n, n_slots))
     rewards, model_logged, model_target = zeros.copy(), zeros.copy(), zeros.copy()

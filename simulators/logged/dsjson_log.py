@@ -93,11 +93,13 @@ class LoggedLine:
         event_id: Names the decision, may be empty.
         timestamp: As written, may be empty.
         slots: At least one.
+        raw: The line itself.
     """
 
     event_id: str
     timestamp: str
     slots: Sequence[LoggedChoice]
+    raw: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +244,8 @@ def _parse(raw: bytes) -> LoggedLine:
         shown = [slot.actions[0] for slot in slots]
         if len(set(shown)) < len(shown):
             raise RejectedLine("_a: an action is shown twice")
-        return LoggedLine(line.event_id, line.timestamp, slots)
-    return LoggedLine(line.event_id, line.timestamp, [_single(line, n)])
+        return LoggedLine(line.event_id, line.timestamp, slots, raw)
+    return LoggedLine(line.event_id, line.timestamp, [_single(line, n)], raw)
 
 
 def _single(line: _Line, n: int) -> LoggedChoice:
