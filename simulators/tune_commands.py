@@ -40,8 +40,9 @@ from simulators.tune.live import (
     weigh,
 )
 from simulators.tune.log_values import archived, archived_skips
-from simulators.tune.sample import SAMPLE_WORLD, Sample, make_sample
+from simulators.tune.sample import Sample, make_sample
 from simulators.tune.study import Study, study
+from simulators.worlds.named import WORLDS
 
 tune = typer.Typer(invoke_without_command=True, help="Choose how a surface explores, from its log and from simulation.")
 
@@ -64,6 +65,7 @@ def tune_command(
     gammas: Annotated[str, typer.Option(help="Of squarecb.")] = "100",
     shortlists: Annotated[str, typer.Option(help="Sizes of the shortlist. [default: as it is]")] = "",
     discovery: Annotated[str, typer.Option(help="Shares of slots for discovery. [default: as it is]")] = "",
+    world: Annotated[str, typer.Option(help="Simulated: churning, clustered, synthetic or movielens.")] = "churning",
     search: Annotated[str, typer.Option(help="`grid`, or `halving` for many candidates.")] = "grid",
     seeds: Annotated[int, typer.Option(min=2, help="Simulated runs of each candidate.")] = 10,
     decisions: Annotated[int, typer.Option(min=100, help="Decisions of a simulated run.")] = 1_500,
@@ -95,6 +97,8 @@ def tune_command(
         return
     if report is not None and not report.absolute().parent.is_dir():
         _usage(f"--report: folder {report.absolute().parent} does not exist")
+    if world not in WORLDS:
+        _usage(f"--world must be one of {sorted(WORLDS)}, got {world!r}")
     if search not in ("grid", "halving"):
         _usage(f"--search must be grid or halving, got {search!r}")
     grid = _grid(kinds, rates, temperatures, gammas, shortlists, discovery)
@@ -105,7 +109,7 @@ def tune_command(
         declared,
         log=log,
         grid=grid,
-        plan=Plan(SAMPLE_WORLD, decisions, range(1, seeds + 1), "halving" if search == "halving" else "grid"),
+        plan=Plan(WORLDS[world](), decisions, range(1, seeds + 1), "halving" if search == "halving" else "grid"),
         limits=Limits(budget=budget, confidence=confidence),
         n_sample=sample_decisions,
         most_logged=most_logged,

@@ -21,6 +21,7 @@ from bandit.support import Float64Array
 from simulators.closed_loop import run_loop
 from simulators.loop_curve import LoopRun
 from simulators.tune.candidates import Candidate
+from simulators.worlds.named import QUICK_SETTINGS
 from simulators.worlds.world import WorldSpec
 
 Progress = Callable[[int, int], None]
@@ -162,6 +163,7 @@ def run_candidate(world: WorldSpec, candidate: Candidate, *, n_decisions: int, s
         n_decisions=n_decisions,
         seed=seed,
         every=every,
+        settings=QUICK_SETTINGS,
     )
 
 

@@ -23,23 +23,13 @@ from simulators.closed_loop import learn_model, run_loop
 from simulators.loop_config import MODEL, SURFACE, build_config
 from simulators.tune.candidates import Candidate
 from simulators.tune.log_values import SlotKey, archived, archived_skips
-from simulators.worlds.churn import Churn
-from simulators.worlds.tastes import ClusterTasteSpec
-from simulators.worlds.visits import Crowd
+from simulators.worlds.named import QUICK_SETTINGS
 from simulators.worlds.world import WorldSpec
 
 # A change of what is simulated makes another sample; so does this number.
 _VERSION = 1
 
 Progress = Callable[[int, int], None]
-
-# Three kinds of users, four genres, sixty items; every few seconds an item comes and the oldest goes, and one in eight
-# is a hit that nothing but clicks tells from the others.
-SAMPLE_WORLD = WorldSpec(
-    tastes=ClusterTasteSpec(n_clusters=3, n_genres=4, hit_share=0.12, hit=2.0),
-    crowd=Crowd(n_users=2_000, gap_s=400.0),
-    churn=Churn(n_live=60, every_s=10.0),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +53,7 @@ class Sample:
     @property
     def key(self) -> str:
         """Return 12 hexadecimal digits of all of it."""
-        return blake2b(f"{_VERSION} {self!r}".encode(), digest_size=6).hexdigest()
+        return blake2b(f"{_VERSION} {QUICK_SETTINGS!r} {self!r}".encode(), digest_size=6).hexdigest()
 
     @property
     def fixed_world(self) -> WorldSpec:
@@ -90,7 +80,10 @@ class SampleLog:
         """Return the configuration of the service that logged it."""
         logging = self.sample.logging
         return build_config(
-            self.sample.fixed_world, exploration=logging.exploration, discovery_share=logging.discovery_share
+            self.sample.fixed_world,
+            exploration=logging.exploration,
+            discovery_share=logging.discovery_share,
+            settings=QUICK_SETTINGS,
         )
 
 
@@ -111,6 +104,7 @@ def make_sample(sample: Sample, folder: Path, *, progress: Progress | None = Non
             exploration=sample.logging.exploration,
             n_decisions=sample.n_learned,
             seed=sample.seed + 1,
+            settings=QUICK_SETTINGS,
         )
         run_loop(
             sample.fixed_world,
@@ -118,6 +112,7 @@ def make_sample(sample: Sample, folder: Path, *, progress: Progress | None = Non
             discovery_share=sample.logging.discovery_share,
             n_decisions=sample.n_logged,
             seed=sample.seed,
+            settings=QUICK_SETTINGS,
             frozen=model,
             archive_folder=partial / "archive",
             on_progress=None if progress is None else lambda done: progress(done, sample.n_logged),
@@ -155,6 +150,7 @@ def true_value(log: SampleLog, candidate: Candidate) -> float:
         discovery_share=candidate.discovery_share,
         n_decisions=log.sample.n_logged,
         seed=log.sample.seed,
+        settings=QUICK_SETTINGS,
         frozen=log.model,
     )
     return run.mean("value")
