@@ -20,12 +20,7 @@ from simulators.worlds.named import churning_world
 from tests.e2e.test_demo_page import ARGUMENTS, CHROMIUM
 
 N_PLOTS = 7
-CANDIDATES = [
-    Candidate(Epsilon(rate=0.1)),
-    Candidate(Epsilon(rate=0.0)),
-    Candidate(Epsilon(rate=0.3)),
-    Candidate(Softmax()),
-]
+CANDIDATES = [Candidate(Epsilon(rate=rate)) for rate in (0.1, 0.0, 0.3)] + [Candidate(Softmax())]
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on PATH: install Debian's `chromium`"
