@@ -195,6 +195,9 @@ def contestants() -> tuple[Contestant, ...]:
         vw("--rnd", *(f"--rnd 3 --epsilon {rate:g}" for rate in (0.0, 0.02, 0.05))),
         vw("--regcb", *(f"--regcb --mellowness {m:g}" for m in (0.0001, 0.001, 0.01))),
         vw("--squarecb", *(f"--squarecb --gamma_scale {scale:g}" for scale in (10.0, 100.0, 1000.0))),
+        # As Hone learns, without decay of the rate: what is left is the exploration, and that VW learns on all actions.
+        vw("--epsilon -p0", *(f"--power_t 0 --epsilon {rate:g}" for rate in (0.02, 0.05, 0.1))),
+        vw("--squarecb -p0", *(f"--power_t 0 --squarecb --gamma_scale {scale:g}" for scale in (10.0, 100.0, 1000.0))),
         Contestant("told everything", "reference", tuple(KnowsAll(f"-l {rate:g}") for rate in vw_rates)),
     )
 

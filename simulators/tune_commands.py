@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -93,7 +94,7 @@ def tune_command(
     if declared is None:
         _usage(f"--surface must be one of {sorted(config.surfaces)}, got {surface!r}")
     if live:
-        _tune_live(config, surface, _terms(budget, bounds, confidence), as_json=as_json)
+        tune_live(config, surface, _terms(budget, bounds, confidence), as_json=as_json)
         return
     if report is not None and not report.absolute().parent.is_dir():
         _usage(f"--report: folder {report.absolute().parent} does not exist")
@@ -146,11 +147,12 @@ def _study(
     taken = None
     incumbent = Candidate(declared.exploration, discovery_share_of(declared.rules))
     if log is not None:
-        decisions = list(archived(config, log, surface=surface, model=declared.model))[-most_logged:]
+        decisions = list(deque(archived(config, log, surface=surface, model=declared.model), maxlen=most_logged))
+        if not decisions:
+            raise ValueError(f"{log} has no decision of surface {surface!r} all of whose outcomes are known")
         taken = (str(log), decisions, archived_skips(log))
-        if decisions:
-            last = decisions[-1].decision
-            incumbent = Candidate(last.exploration, discovery_share_of(last.rules))
+        last = decisions[-1].decision
+        incumbent = Candidate(last.exploration, discovery_share_of(last.rules))
     candidates = expand(grid, incumbent)
     with worker_pool(jobs) as pool, _steps() as say:
         wanted = Sample(plan.world, incumbent, n_logged=n_sample)
@@ -168,7 +170,7 @@ def _study(
         )
 
 
-def _tune_live(config: Config, surface: str, terms: Terms, *, as_json: bool) -> None:
+def tune_live(config: Config, surface: str, terms: Terms, *, as_json: bool) -> None:
     """Look once; set the rate when the log says so."""
 
     async def look(writer: ConfigWriter) -> tuple[RateEvidence, RateChange]:

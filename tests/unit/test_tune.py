@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from bandit.exploration import Epsilon, Softmax, SquareCB, VwExplorer
 from bandit.rules import Discovery, MaxPer, Prior
+from service.adapters.memory_store import MemoryChangeLog, MemoryJournal
+from service.adapters.memory_streams import MemoryStore
 from service.cli import app
+from service.cli.configuration import on_config_writer
 from service.config import SurfaceConfig
+from service.config_writer import ConfigWriter
+from service.inspect_features import archive_folder
 from service.messages import ConfigOverride
 from service.training_rows import JoinedDecision
+from simulators.closed_loop import run_loop
 from simulators.logged_world import LoggedWorld, better_world
-from simulators.tune.apply import command_for, live_changes
+from simulators.loop_config import SURFACE, build_config
+from simulators.tune.apply import apply_choice, command_for, live_changes
 from simulators.tune.candidates import Candidate, Grid, discovery_share_of, expand
 from simulators.tune.curves import Curves, Plan, simulate
 from simulators.tune.judge import Evidence, Gain, Limits, Verdict, judge, paired_gain, pareto_front
 from simulators.tune.live import Branches, Terms, began_at, choose_rate, n_changes, weigh
 from simulators.tune.log_values import build_slates, value_of
 from simulators.tune.study import LINEAR_WITHIN, linearity_of
+from simulators.tune_commands import tune_live
 from simulators.worlds.churn import Churn
 from simulators.worlds.clicks import PositionBased
+from simulators.worlds.named import QUICK_SETTINGS
 from simulators.worlds.tastes import ClusterTasteSpec
 from simulators.worlds.visits import Crowd
 from simulators.worlds.world import WorldSpec
@@ -432,3 +444,41 @@ def test_options_that_cannot_be_used_are_a_usage_error(arguments: list[str], mes
     result = CliRunner().invoke(app, ["tune", *arguments])
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+# --- what is set --------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_recommended_is_set_through_the_audit_log() -> None:
+    store = MemoryStore(lambda: 1)
+    journal = MemoryJournal(store, n_partitions=1)
+    declared = build_config(PAYS, exploration=Epsilon(rate=0.1))
+    writer = ConfigWriter(declared, log=MemoryChangeLog(store), journal=journal, clock=lambda: 1)
+    entries = await apply_choice(writer, SURFACE, rate(0.2), author="ann", reason="hone tune: Better")
+    assert [(entry.key, entry.old, entry.new, entry.author) for entry in entries] == [
+        ("surfaces.home.exploration.rate", 0.1, 0.2, "ann")
+    ]
+    assert (await writer.effective()).current.config.surfaces[SURFACE].exploration == Epsilon(rate=0.2)
+    assert await apply_choice(writer, SURFACE, rate(0.2), author="ann", reason="again") == []
+
+
+def test_the_live_rate_is_set_from_an_archive_with_an_audit_entry_and_not_again_without_a_new_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = replace(PAYS, n_slots=2)
+    now = Epsilon(rate=0.1, uniform_share=1.0)
+    config = build_config(world, exploration=now, settings=QUICK_SETTINGS, data_dir=str(tmp_path))
+    run_loop(
+        world, exploration=now, n_decisions=300, seed=1, settings=QUICK_SETTINGS, archive_folder=archive_folder(config)
+    )
+    generous = Terms(budget=0.9, low=0.02, high=0.15)
+    for expected in (0, 1):
+        with pytest.raises(typer.Exit) as ended:
+            tune_live(config, SURFACE, generous, as_json=True)
+        assert ended.value.exit_code == expected
+        said = json.loads(capsys.readouterr().out)
+        assert said["change"]["word"] == ("cannot tell" if expected else "raise")
+    (entry,) = on_config_writer(config, lambda writer: writer.history())
+    assert entry.key == "surfaces.home.exploration.rate"
+    assert 0.1 < entry.value <= 0.15
+    assert entry.reason.startswith("hone tune --live: at rate 0.1, 300 decisions")
