@@ -84,7 +84,7 @@ class LoopRun:
         for column in fields(self):
             value = getattr(self, column.name)
             if isinstance(value, np.ndarray):
-                value = [None if value != value else value for value in value.tolist()]  # noqa: PLR0124
+                value = [None if value != value else value for value in value.tolist()]
             found[column.name] = value
         return {**found, "decisions_per_s": self.decisions_per_s}
 

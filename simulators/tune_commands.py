@@ -150,7 +150,7 @@ def _study(
         decisions = list(deque(archived(config, log, surface=surface, model=declared.model), maxlen=most_logged))
         if not decisions:
             raise ValueError(f"{log} has no decision of surface {surface!r} all of whose outcomes are known")
-        taken = (str(log), decisions, archived_skips(log))
+        taken = (str(log), decisions, archived_skips(log, decisions))
         last = decisions[-1].decision
         incumbent = Candidate(last.exploration, discovery_share_of(last.rules))
     candidates = expand(grid, incumbent)

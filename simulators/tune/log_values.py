@@ -142,14 +142,16 @@ def archived(
     yield from whole_decisions(outcome for outcome in outcomes if outcome.payload.surface == surface)
 
 
-def archived_skips(folder: Path) -> set[SlotKey]:
-    """Return which slots were skipped or disliked, by event id and slot; events without a slot do not count."""
+def archived_skips(folder: Path, decisions: Sequence[JoinedDecision]) -> set[SlotKey]:
+    """Return which slots of decisions were skipped or disliked, by event id and slot; it takes events with both."""
+    wanted = {joined.decision.event_id for joined in decisions}
+    begun_ms = min((joined.decision.decided_at_unix_ms for joined in decisions), default=0)
     with reading(folder):
-        rows = read_rows(folder, "events", ["event_type", "event_id", "slot"])
+        rows = read_rows(folder, "events", ["event_type", "event_id", "slot"], from_ms=begun_ms)
         return {
             (row["event_id"], row["slot"])
             for _, row in rows
-            if row["event_type"] in SKIPS and row["event_id"] is not None and row["slot"] is not None
+            if row["event_type"] in SKIPS and row["event_id"] in wanted and row["slot"] is not None
         }
 
 

@@ -126,7 +126,8 @@ def make_sample(sample: Sample, folder: Path, *, progress: Progress | None = Non
 
 def sample_decisions(log: SampleLog) -> tuple[list[JoinedDecision], set[SlotKey]]:
     """Return the decisions with their outcomes, and the slots that were skipped."""
-    return list(archived(log.config, log.folder, surface=SURFACE, model=MODEL)), archived_skips(log.folder)
+    decisions = list(archived(log.config, log.folder, surface=SURFACE, model=MODEL))
+    return decisions, archived_skips(log.folder, decisions)
 
 
 def true_values(

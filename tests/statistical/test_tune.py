@@ -16,7 +16,8 @@ from simulators.tune.candidates import Candidate
 from simulators.tune.judge import Evidence, Limits, judge, paired_gain
 from simulators.tune.live import Branches, RateEvidence, Terms, choose_rate, weigh
 from simulators.tune.log_values import build_slates, value_of
-from tests.unit.test_tune import branches, logged
+from tests.unit.test_tune import logged
+from tests.unit.test_tune_live import branches
 
 ALPHA = 1e-4
 LIMITS = Limits()
