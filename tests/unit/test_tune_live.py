@@ -139,6 +139,7 @@ def test_the_live_rate_is_set_from_an_archive_with_an_audit_entry_and_not_again_
     run_loop(
         world, exploration=now, n_decisions=300, seed=1, settings=QUICK_SETTINGS, archive_folder=archive_folder(config)
     )
+    capsys.readouterr()  # what the simulated service logged
     generous = Terms(budget=0.9, low=0.02, high=0.15)
     for expected in (0, 1):
         with pytest.raises(typer.Exit) as ended:

