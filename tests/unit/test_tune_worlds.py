@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +14,10 @@ from bandit.exploration import Epsilon
 from simulators.tune.candidates import Candidate
 from simulators.tune.curves import Curves, Plan, simulate
 from simulators.tune.judge import Evidence, Limits, Verdict, judge, paired_gain
+from simulators.tune.sample import Sample, make_sample
 from simulators.worlds.churn import Churn
 from simulators.worlds.clicks import PositionBased
+from simulators.worlds.named import churning_world
 from simulators.worlds.tastes import ClusterTasteSpec
 from simulators.worlds.visits import Crowd
 from simulators.worlds.world import WorldSpec
@@ -98,3 +101,13 @@ def test_halving_keeps_the_incumbent_and_gives_every_seed_to_the_best_only(pool:
     assert n_runs[0] == 6
     assert sorted(n_runs) == [2, 2, 6, 6]
     assert len(curves.finished) == 2
+
+
+def test_a_sample_is_made_once_and_read_after_that(tmp_path: Path) -> None:
+    sample = Sample(churning_world(), EXPLORES, n_learned=20, n_logged=30)
+    first = make_sample(sample, tmp_path)
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file())
+    again = make_sample(sample, tmp_path)
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file()) == before
+    assert again.model == first.model
+    assert Sample(churning_world(), DOES_NOT, n_learned=20, n_logged=30).key != sample.key
