@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from retrieval.embeddings import Embeddings
 from retrieval.indexes import IndexConfig, IndexKind, index_files, load_index, save_index
 from retrieval.item_to_item import Neighbours
 from retrieval.manifest import MANIFEST, SCHEMA_VERSION, BundleError, read_manifest, seal
-from retrieval.vectors import Metric, VectorIndex
+from retrieval.vectors import Metric, VectorIndex, as_vectors
 
 CURRENT = "current"
 KEPT_BUNDLES = 3
@@ -79,7 +80,7 @@ def write_bundle(
     Args:
         root: Folder of the bundles; made when missing.
         embeddings: What to serve.
-        version: Name of the new folder; one that is there already is replaced.
+        version: Name of the new folder; one that is there already is replaced, and is missing for a moment.
         hmac_key: Signs the manifest; None leaves it unsigned.
         config: Kind and parameters of both indexes.
         keep: Bundles to keep, the new one included.
@@ -89,13 +90,15 @@ def write_bundle(
 
     Raises:
         BundleError: the version is not a plain name.
+        ValueError: an id is there twice, or a vector is not finite.
     """
     _check_version(version)
+    _check_content(embeddings)
     root.mkdir(parents=True, exist_ok=True)
     config = config or IndexConfig()
     kind = config.kind_for(len(embeddings.item_ids))
     with _locked(root):
-        for leftover in root.glob(".new-*"):
+        for leftover in (*root.glob(".new-*"), *root.glob(".gone-*")):
             shutil.rmtree(leftover)
         folder = root / f".new-{version}"
         folder.mkdir()
@@ -119,7 +122,7 @@ def write_bundle(
         _sync(folder)
         final = root / version
         if final.exists():
-            shutil.rmtree(final)
+            _remove(final)
         folder.rename(final)
         _sync(root)
         set_current(root, version)
@@ -203,7 +206,7 @@ def prune(root: Path, *, keep: int = KEPT_BUNDLES) -> list[str]:
     kept += [path for path in newest_first if path.name != current][: max(keep - len(kept), 0)]
     removed = [path for path in newest_first if path not in kept]
     for path in removed:
-        shutil.rmtree(path)
+        _remove(path)
     return [path.name for path in removed]
 
 
@@ -323,6 +326,26 @@ def _embeddings(
         regularization=regularization,
         **parts,
     )
+
+
+def _check_content(embeddings: Embeddings) -> None:
+    for name in _ID_LISTS:
+        ids: list[str] = getattr(embeddings, name)
+        if len(set(ids)) != len(ids):
+            twice = next(i for i, n in Counter(ids).items() if n > 1)
+            raise ValueError(f"{name} must be distinct, got {twice!r} more than once")
+    for name in ("item_vectors", "user_vectors", "content_map"):
+        try:
+            as_vectors(getattr(embeddings, name), embeddings.dimension)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+
+def _remove(folder: Path) -> None:
+    """Remove a bundle; what a crash leaves of it is no bundle, and goes with the next one that is written."""
+    gone = folder.with_name(f".gone-{folder.name}")
+    folder.rename(gone)
+    shutil.rmtree(gone)
 
 
 def _check_version(version: str) -> str:

@@ -49,6 +49,9 @@ class Catalogue:
         self._row: dict[str, int] = {}
         self._free: list[int] = []
         self._creators: dict[str, int] = {}
+        # How many items each code has; the code of a creator without any is given to the next.
+        self._n_of_creator: list[int] = []
+        self._free_codes: list[int] = []
         self._countries: dict[str, int] = {}
         # bool [capacity, n_countries]: True where an item may be shown; one column a country that any item names.
         self._allowed = np.ones((capacity, 0), dtype=np.bool_)
@@ -81,13 +84,13 @@ class Catalogue:
         row = self._row.get(item.id)
         if row is None:
             row = self._take_row(item.id)
-        self.items[row] = item
         self.listed[row] = item.listed
         self.min_age[row] = UNKNOWN_AGE if item.min_age is None else item.min_age
-        self.creator[row] = self._creator_code(item.creator)
+        self._set_creator(row, item.creator)
         self.available_at_unix_ms[row] = item.available_at_unix_ms or 0
         self.expires_at_unix_ms[row] = FOREVER_MS if item.expires_at_unix_ms is None else item.expires_at_unix_ms
         self._set_regions(row, item.regions)
+        self.items[row] = item
         return row
 
     def delete(self, item_id: str) -> int | None:
@@ -96,6 +99,7 @@ class Catalogue:
         if row is None:
             return None
         self._order.remove(row)
+        self._set_creator(row, None)
         del self._row[item_id]
         self.listed[row] = False
         self.item_ids[row] = self.items[row] = None
@@ -146,8 +150,27 @@ class Catalogue:
         step = min(_RANK_STEP, _MAX_RANK // n)
         self.rank[np.fromiter(self._order, dtype=np.int64, count=n)] = (np.arange(n) - n // 2) * step
 
-    def _creator_code(self, creator: str | None) -> int:
-        return NO_CODE if creator is None else self._creators.setdefault(creator, len(self._creators))
+    def _set_creator(self, row: int, creator: str | None) -> None:
+        before = self.items[row]
+        if before is not None and before.creator is not None:
+            code = self._creators[before.creator]
+            self._n_of_creator[code] -= 1
+            if not self._n_of_creator[code] and before.creator != creator:
+                del self._creators[before.creator]
+                self._free_codes.append(code)
+        self.creator[row] = NO_CODE
+        if creator is not None:
+            self.creator[row] = self._count_creator(creator)
+
+    def _count_creator(self, creator: str) -> int:
+        code = self._creators.get(creator)
+        if code is None:
+            if not self._free_codes:
+                self._free_codes.append(len(self._n_of_creator))
+                self._n_of_creator.append(0)
+            code = self._creators[creator] = self._free_codes.pop()
+        self._n_of_creator[code] += 1
+        return code
 
     def _set_regions(self, row: int, regions: list[str] | None) -> None:
         self._worldwide[row] = regions is None

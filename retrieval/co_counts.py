@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 MS_PER_DAY = 86_400_000.0
 _MAX_HALF_LIVES = 1_000.0
+# Counts are decayed to a later time so seldom: with every event it was most of the work.
+_MAX_AHEAD_HALF_LIVES = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +114,9 @@ class CoCounter:
         self._changed.clear()
 
     def _count(self, item_id: str, at_ms: int) -> CoCounts:
-        """Return the counts of an item, decayed to `at_ms` or later."""
+        """Return the counts of an item, as of a time not too long before `at_ms`: later events weigh more than 1."""
         counts = self._items.setdefault(item_id, CoCounts(at_ms=at_ms))
-        if at_ms > counts.at_ms:
+        if at_ms - counts.at_ms > _MAX_AHEAD_HALF_LIVES * self.config.half_life_ms:
             kept = _decay(at_ms - counts.at_ms, self.config.half_life_ms)
             counts.n_users *= kept
             counts.partners = {partner: count * kept for partner, count in counts.partners.items()}

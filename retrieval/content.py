@@ -101,8 +101,29 @@ def content_matrix(items: Sequence[Item], n_buckets: int = DEFAULT_BUCKETS) -> s
 
 def content_vector(item: Item, n_buckets: int = DEFAULT_BUCKETS) -> NDArray[np.float32]:
     """Build the content vector of one item: float32 [n_buckets], equal to its row of `content_matrix`."""
-    row: NDArray[np.float32] = content_matrix([item], n_buckets).toarray()[0]
-    return row
+    buckets, weights = _content_entries(item, n_buckets)
+    vector = np.zeros(n_buckets, dtype=np.float32)
+    vector[buckets] = weights
+    return vector
+
+
+def mapped_content(item: Item, content_map: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Multiply the content vector of one item with a map [F, d]: float32 [d], without the zeros of that vector."""
+    buckets, weights = _content_entries(item, len(content_map))
+    mapped: NDArray[np.float32] = weights @ content_map[buckets]
+    return mapped
+
+
+def _content_entries(item: Item, n_buckets: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return what is not zero of a content vector: rising buckets int64 [m] and weights float32 [m]."""
+    weight_of: dict[int, float] = {}
+    for feature, weight in feature_weights(item).items():
+        bucket = mmh3.hash(feature, signed=False) % n_buckets
+        weight_of[bucket] = weight_of.get(bucket, 0.0) + weight
+    buckets = np.array(sorted(weight_of), dtype=np.int64)
+    weights = np.array([weight_of[bucket] for bucket in buckets.tolist()])
+    norm = math.sqrt(float(weights @ weights))
+    return buckets, (weights / norm if norm else weights).astype(np.float32)
 
 
 def _attribute_features(name: str, value: Attribute) -> Iterator[tuple[str, float]]:

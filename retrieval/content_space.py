@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.content import DEFAULT_BUCKETS, content_matrix, content_vector
+from retrieval.content import DEFAULT_BUCKETS, content_matrix, mapped_content
 from retrieval.items import Item
 from retrieval.vectors import VectorIndex, unit_rows
 
@@ -55,9 +55,7 @@ class ContentSpace:
 
     def vector(self, item: Item) -> Float32Array:
         """Place one item: float32 [c]."""
-        placed: Float32Array = unit_rows(
-            (content_vector(item, self.projection.shape[0]) @ self.projection).reshape(1, -1)
-        )[0]
+        placed: Float32Array = unit_rows(mapped_content(item, self.projection)[None, :])[0]
         return placed
 
 

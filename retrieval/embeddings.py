@@ -1,6 +1,6 @@
 """Item and user embeddings: implicit ALS, a content map for cold items, closed-form fold-in for serving. No I/O.
 
-Training is deterministic: a fixed seed, one thread in ALS and one in BLAS (the order of float sums depends on both).
+Training is deterministic: a fixed seed, and one thread in BLAS (the order of float sums depends on it).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scipy import sparse
 from scipy.linalg import lapack
 from threadpoolctl import threadpool_limits
 
-from retrieval.content import DEFAULT_BUCKETS, content_matrix, content_vector
+from retrieval.content import DEFAULT_BUCKETS, content_matrix, mapped_content
 from retrieval.content_space import ContentSpace
 from retrieval.item_to_item import Neighbours
 from retrieval.items import Item
@@ -35,6 +35,8 @@ class AlsConfig:
     """Rounds of alternating least squares."""
     seed: int = 42
     """Draws the first factors."""
+    n_threads: int = 1
+    """Threads of ALS; the factors are the same to the bit, since a row is solved by one thread."""
     n_buckets: int = DEFAULT_BUCKETS
     """Columns of the content features, F."""
     content_regularization: float = 3.0
@@ -107,8 +109,22 @@ class Embeddings:
 
     def cold_item_vector(self, item: Item) -> NDArray[np.float32]:
         """Place an item that nobody has met by its content alone: float32 [d]."""
-        vector: NDArray[np.float32] = content_vector(item, self.content_map.shape[0]) @ self.content_map
-        return vector
+        return mapped_content(item, self.content_map)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Factors:
+    """Where ALS stands between two rounds; the next ones need nothing else.
+
+    Attributes:
+        n_rounds: Rounds that are finished.
+        users: float32 [m, d].
+        columns: float32 [columns, d].
+    """
+
+    n_rounds: int
+    users: NDArray[np.float32]
+    columns: NDArray[np.float32]
 
 
 def train(
@@ -118,7 +134,8 @@ def train(
     user_ids: Sequence[str],
     items: Sequence[Item],
     config: AlsConfig,
-    on_progress: Callable[[int, int], None] | None = None,
+    start: Factors | None = None,
+    on_round: Callable[[Factors], None] | None = None,
 ) -> Embeddings:
     """Train embeddings for every item of a catalogue, rated or not.
 
@@ -132,7 +149,8 @@ def train(
         user_ids: Ids of the rows.
         items: The catalogue, in the order that the result keeps. Columns that are not in it teach, and are dropped.
         config: Sizes, penalties, seed.
-        on_progress: Called with (rounds done, rounds in all) after every round of ALS.
+        start: What an interrupted training on the same interactions had reached; it ends as if it had not been.
+        on_round: Told after every round of ALS; the arrays change once it returns.
 
     Returns:
         The embeddings; bit-identical for identical arguments on one kind of machine.
@@ -150,7 +168,7 @@ def train(
     if not rated.any():
         raise ValueError(f"interactions must touch the catalogue, got none on its {len(items)} items")
     with threadpool_limits(limits=1, user_api="blas"):
-        user_vectors, column_vectors = _fit_als(interactions, config, on_progress)
+        user_vectors, column_vectors = _fit_als(interactions, config, start, on_round)
         features = content_matrix(items, config.n_buckets)
         learned = np.zeros((len(items), config.factors), dtype=np.float32)
         learned[rated] = column_vectors[columns[rated]]
@@ -230,20 +248,32 @@ def _check_interactions(interactions: sparse.csr_matrix, *, n_users: int, n_colu
 
 
 def _fit_als(
-    interactions: sparse.csr_matrix, config: AlsConfig, on_progress: Callable[[int, int], None] | None
+    interactions: sparse.csr_matrix,
+    config: AlsConfig,
+    start: Factors | None,
+    on_round: Callable[[Factors], None] | None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    n_done = 0 if start is None else start.n_rounds
     model = AlternatingLeastSquares(
         factors=config.factors,
         regularization=config.regularization,
         alpha=config.alpha,
-        iterations=config.iterations,
-        num_threads=1,
+        iterations=config.iterations - n_done,
+        num_threads=config.n_threads,
         random_state=config.seed,
     )
+    if start is not None:
+        expected = tuple((size, config.factors) for size in interactions.shape)
+        if (start.users.shape, start.columns.shape) != expected or not 0 <= n_done <= config.iterations:
+            raise ValueError(
+                f"training must start from factors {expected} after 0..{config.iterations} rounds,"
+                f" got {start.users.shape} and {start.columns.shape} after {n_done}"
+            )
+        model.user_factors, model.item_factors = start.users.copy(), start.columns.copy()
 
     def report(round_index: int, _elapsed_s: float, _loss: float | None) -> None:
-        if on_progress is not None:
-            on_progress(round_index + 1, config.iterations)
+        if on_round is not None:
+            on_round(Factors(n_done + round_index + 1, model.user_factors, model.item_factors))
 
     model.fit(interactions.astype(np.float32), show_progress=False, callback=report)
     return np.asarray(model.user_factors, dtype=np.float32), np.asarray(model.item_factors, dtype=np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.vectors import Metric, as_labels, as_query, as_vectors, best_first, unit_rows
+from retrieval.vectors import Metric, as_labels, as_query, as_vectors, best_first, unit_query, unit_rows
 
 FIRST_CAPACITY = 16
 
@@ -48,7 +48,7 @@ class ExactIndex:
         if k < 1 or not n_live:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float64)
         if self.metric == "cosine":
-            wanted = unit_rows(wanted[None, :])[0]
+            wanted = unit_query(wanted)
         scores = (self._vectors[:n_live] @ wanted).astype(np.float64)
         return best_first(self._labels[:n_live], scores, k)
 
@@ -67,10 +67,10 @@ class ExactIndex:
         if self.metric == "cosine":
             rows = unit_rows(rows)
         self._reserve(len(self) + len(ids))
-        for label, vector in zip(ids.tolist(), rows, strict=True):
-            row = self._row_of.setdefault(label, len(self._row_of))
-            self._vectors[row] = vector
-            self._labels[row] = label
+        places = [self._row_of.setdefault(label, len(self._row_of)) for label in ids.tolist()]
+        # Of repeated places the last one stays.
+        self._vectors[places] = rows
+        self._labels[places] = ids
 
     def remove(self, labels: NDArray[np.int64]) -> None:
         """Take labels out; a label that is not there changes nothing."""

@@ -23,9 +23,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.exact import ExactIndex
-from retrieval.vectors import Metric, VectorIndex, as_labels, as_query, as_vectors, best_first, last_of_equal, unit_rows
+from retrieval.vectors import (
+    Metric,
+    as_labels,
+    as_query,
+    as_vectors,
+    best_first,
+    last_of_equal,
+    unit_query,
+    unit_rows,
+)
 
-__all__ = ["HnswConfig", "HnswIndex", "Metric", "VectorIndex"]
+# Forgotten numbers are not looked for while there are fewer.
+_FEW_NUMBERS = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +60,9 @@ class HnswIndex:
     """An HNSW graph that takes inserts, replacements and removals while it serves.
 
     hnswlib cannot replace a vector whose slot is deleted and would answer a replaced label twice, so every vector
-    gets a number of its own, never used again, and two arrays translate between numbers and labels. A removed
-    number is marked deleted, therefore never found, and its slot is reused by the next vector that comes.
+    gets a number of its own, and two arrays translate between numbers and labels. A removed number is marked deleted,
+    therefore never found, and its slot is reused by the next vector that comes; from then on hnswlib does not know the
+    number, which is given to a later vector.
 
     Attributes:
         metric: "ip" scores the inner product, "cosine" the cosine (0 for a zero vector).
@@ -80,6 +91,7 @@ class HnswIndex:
         self._label_of = np.zeros(0, dtype=np.int64)
         self._number_of = np.full(0, -1, dtype=np.int64)
         self._next_number = 0
+        self._free_numbers = np.zeros(0, dtype=np.int64)
         self._n_live = 0
         self._aside = ExactIndex(dimension, metric=metric)
 
@@ -284,6 +296,7 @@ class HnswIndex:
         self._label_of = np.zeros(0, dtype=np.int64)
         self._number_of = np.full(0, -1, dtype=np.int64)
         self._next_number = self._n_live = 0
+        self._free_numbers = np.zeros(0, dtype=np.int64)
         self._insert(labels, points)
 
     def _insert(self, labels: NDArray[np.int64], points: NDArray[np.float32]) -> None:
@@ -294,19 +307,32 @@ class HnswIndex:
         needed = int(self._graph.get_current_count()) + n
         if needed > self._graph.get_max_elements():
             self._graph.resize_index(max(needed, 2 * self._graph.get_max_elements()))
-        numbers = np.arange(self._next_number, self._next_number + n)
-        self._label_of = _grown(self._label_of, self._next_number + n, fill=-1)
+        numbers = self._take_numbers(n)
+        self._label_of = _grown(self._label_of, self._next_number, fill=-1)
         self._number_of = _grown(self._number_of, int(labels.max()) + 1, fill=-1)
         self._graph.add_items(points, numbers, num_threads=self.config.n_threads, replace_deleted=True)
         self._label_of[numbers] = labels
         self._number_of[labels] = numbers
-        self._next_number += n
         self._n_live += n
+
+    def _take_numbers(self, n: int) -> NDArray[np.int64]:
+        """Return numbers that hnswlib does not know: forgotten ones, looked for when they are many, or new ones."""
+        if len(self._free_numbers) < n and self._next_number > 2 * self._graph.get_current_count() + _FEW_NUMBERS:
+            known = np.asarray(self._graph.get_ids_list(), dtype=np.int64)
+            self._free_numbers = np.setdiff1d(np.arange(self._next_number), known)
+        taken, self._free_numbers = self._free_numbers[:n], self._free_numbers[n:]
+        fresh = np.arange(self._next_number, self._next_number + n - len(taken))
+        self._next_number += len(fresh)
+        return np.concatenate([taken, fresh])
 
     def _nearest(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         if k < 1:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float64)
-        point = np.append(query, np.float32(0)) if self.metric == "ip" else unit_rows(query[None, :])[0]
+        if self.metric == "cosine":
+            point = unit_query(query)
+        else:
+            point = np.zeros(self.dimension + 1, dtype=np.float32)
+            point[:-1] = query
         # hnswlib does not save ef, and the right one depends on k: set it before every search.
         self._graph.set_ef(max(self._ef, math.ceil(self.config.ef_per_neighbour * k)))
         try:
@@ -316,7 +342,7 @@ class HnswIndex:
                 raise
             # Fewer than k live nodes can be reached from the entry point, however large ef is.
             return self._scan(point, k)
-        return numbers[0].astype(np.int64), distances[0].astype(np.float64)
+        return numbers[0].view(np.int64), distances[0].astype(np.float64)
 
     def _scan(self, point: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Compare every live node: right, and affordable because graphs with so few reachable nodes are small."""

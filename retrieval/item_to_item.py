@@ -115,6 +115,25 @@ def find_neighbours(
     )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LiveCounts:
+    """Live counts of a table as they were at one moment, by its places.
+
+    Attributes:
+        item_ids: Of every place.
+        counts: Partners and counts, by place.
+        n_users: float64 [places or more], users of each.
+        at_ms: int64 [places or more], the time of the counts.
+        half_life_ms: Time in which a count halves.
+    """
+
+    item_ids: Sequence[str]
+    counts: Mapping[int, tuple[Int32Array, Float64Array]]
+    n_users: Float64Array
+    at_ms: NDArray[np.int64]
+    half_life_ms: float
+
+
 class ItemToItem:
     """Neighbours of a history and live counts, by item id; items are found at the catalogue rows they have now.
 
@@ -182,6 +201,12 @@ class ItemToItem:
         # A view would keep everything alive that came in the same message.
         self._live[place] = (places, counts.copy())
 
+    def live(self) -> LiveCounts:
+        """Return the live counts; what is put later does not change them."""
+        item_ids = [*self._history_place, *self._later_place]
+        users, at_ms = self._live_users.copy(), self._live_at_ms.copy()
+        return LiveCounts(item_ids, dict(self._live), users, at_ms, self._half_life_ms)
+
     def also_liked(self, seeds: Iterable[tuple[str, float]], *, now_ms: int) -> tuple[Int32Array, NDArray[np.float32]]:
         """Find what users of the seeds also liked.
 
@@ -204,20 +229,23 @@ class ItemToItem:
 
     def _similar(self, place: int, now_ms: int) -> tuple[NDArray[np.int64], Float64Array]:
         """Return places and their similarities to one."""
-        live_places, live_counts = self._live.get(place, (np.zeros(0, dtype=np.int32), np.zeros(0)))
-        places = live_places.astype(np.int64)
-        counts = live_counts * self._kept(self._live_at_ms[place], now_ms)
+        run = slice(0, 0)
         if self._history is not None and place < self._n_history:
             run = slice(int(self._history.ends[place]), int(self._history.ends[place + 1]))
-            places = np.concatenate([places, self._history.items[run]])
-            counts = np.concatenate([counts, self._history.counts[run]])
-        distinct, inverse = np.unique(places, return_inverse=True)
-        co = np.bincount(inverse, weights=counts, minlength=len(distinct)).astype(np.float64)
-        users = self._users(np.append(distinct, place), now_ms)
-        return distinct, similarity(co, float(users[-1]), users[:-1])
+        places = np.zeros(0, dtype=np.int64) if self._history is None else self._history.items[run].astype(np.int64)
+        co = np.zeros(0) if self._history is None else self._history.counts[run].astype(np.float64)
+        if place in self._live:
+            live_places, live_counts = self._live[place]
+            counts = np.concatenate([live_counts * self._kept(self._live_at_ms[place], now_ms), co])
+            places, inverse = np.unique(np.concatenate([live_places, places]), return_inverse=True)
+            co = np.bincount(inverse, weights=counts, minlength=len(places)).astype(np.float64)
+        users = self._users(np.append(places, place), now_ms)
+        return places, similarity(co, float(users[-1]), users[:-1])
 
     def _users(self, places: NDArray[np.int64], now_ms: int) -> Float64Array:
-        users: Float64Array = self._live_users[places] * self._kept(self._live_at_ms[places], now_ms)
+        users = np.zeros(len(places))
+        if self._live:
+            users += self._live_users[places] * self._kept(self._live_at_ms[places], now_ms)
         if self._history is not None:
             inside = places < self._n_history
             users[inside] += self._history.n_users[places[inside]]

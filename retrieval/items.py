@@ -10,6 +10,8 @@ from msgspec import Meta
 Attribute = str | float | bool | list[str]
 
 MAX_ITEM_ID_BYTES = 256
+# Every country that items name is a column of the catalogue: only what can be a country is taken.
+Country = Annotated[str, Meta(pattern="^[A-Z]{2}$")]
 # Until the year 9999; films and books are older than 1970.
 UnixMs = Annotated[int, Meta(ge=-62_135_596_800_000, le=253_402_300_799_999)]
 
@@ -34,7 +36,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     attributes: dict[str, Attribute] = msgspec.field(default_factory=dict)
     creator: str | None = None
     min_age: Annotated[int, Meta(ge=0, le=150)] | None = None
-    regions: list[str] | None = None
+    regions: list[Country] | None = None
     available_at_unix_ms: UnixMs | None = None
     expires_at_unix_ms: UnixMs | None = None
     listed: bool = True

@@ -31,7 +31,7 @@ from retrieval.lists import (
     new_lists,
     probe,
 )
-from retrieval.vectors import Metric, as_labels, as_query, as_vectors, best_first, last_of_equal, unit_rows
+from retrieval.vectors import Metric, as_labels, as_query, as_vectors, best_first, last_of_equal, unit_query, unit_rows
 
 # A later vector may be clipped by so many steps of the code; an ordinary one is off by half a step.
 _CLIPPED_STEPS = 2
@@ -160,7 +160,7 @@ class QuantisedIndex:
     @property
     def n_lists(self) -> int:
         """How many lists there are, 2 to the power of about half of log2 n."""
-        return int(self._ivf.nlist)
+        return len(self._is_own)
 
     @property
     def n_aside(self) -> int:
@@ -186,7 +186,7 @@ class QuantisedIndex:
         """
         wanted = as_query(query, self.dimension)
         if self.metric == "cosine":
-            wanted = unit_rows(wanted[None, :])[0]
+            wanted = unit_query(wanted)
         labels, scores = self._nearest(wanted, min(k, self._n_listed))
         if self.n_aside and k > 0:
             more, more_scores = self._aside.search(wanted, k)
@@ -283,7 +283,7 @@ class QuantisedIndex:
         while True:
             labels, scores = probe(self._ivf, query[None, :], k + len(self._hollow), n_probe)
             # What is missing is at the end.
-            n_found = int(np.count_nonzero(labels[0] >= 0))
+            n_found = k if labels[0, k - 1] >= 0 else int(np.count_nonzero(labels[0] >= 0))
             if n_probe == n_lists or n_found >= k:
                 return labels[0, :n_found], scores[0, :n_found].astype(np.float64)
             n_probe = min(n_lists, 4 * n_probe)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-
-_MAX_SOURCES = 255
+_NO_ROWS = np.zeros(0, dtype=np.int32)
+_NO_SCORES = np.zeros(0, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,41 +62,41 @@ def blend(
     Raises:
         ValueError: there are more than 255 sources.
     """
-    if len(sources) > _MAX_SOURCES:
+    if len(sources) > np.iinfo(np.uint8).max:
         raise ValueError(f"blend takes at most 255 sources, got {len(sources)}")
-    taken = np.zeros(0, dtype=np.int32)
-    codes = np.zeros(0, dtype=np.uint8)
-    scores = np.zeros(0, dtype=np.float32)
-    rest: list[tuple[NDArray[np.int32], NDArray[np.float32]]] = []
-    for code, source in enumerate(sources):
-        fresh = _first_occurrences(source.rows)
-        if len(taken):
-            fresh = fresh[~np.isin(source.rows[fresh], taken)]
-        placed = fresh[: max(min(source.quota, limit - len(taken)), 0)]
-        taken = np.concatenate([taken, source.rows[placed].astype(np.int32)])
-        codes = np.concatenate([codes, np.full(len(placed), code, dtype=np.uint8)])
-        scores = np.concatenate([scores, source.scores[placed].astype(np.float32)])
-        left = fresh[len(placed) :]
-        rest.append((source.rows[left].astype(np.int32), source.scores[left].astype(np.float32)))
-    room = limit - len(taken)
-    if room <= 0 or not any(len(rows) for rows, _ in rest):
-        return taken, codes, scores
+    rows = np.concatenate([_NO_ROWS, *(source.rows for source in sources)]).astype(np.int32)
+    scores = np.concatenate([_NO_SCORES, *(source.scores for source in sources)]).astype(np.float32)
+    # One sort of all rows; what is taken is then a lookup in few places.
+    distinct, place = np.unique(rows, return_inverse=True)
+    is_taken = np.zeros(len(distinct), dtype=np.bool_)
+    placed: list[NDArray[np.intp]] = []
+    rest: list[NDArray[np.intp]] = []
+    room, start = limit, 0
+    for source in sources:
+        own = place[start : start + len(source.rows)]
+        fresh = start + np.flatnonzero(_is_first(own, len(distinct)) & ~is_taken[own])
+        n_placed = max(min(source.quota, room), 0)
+        placed.append(fresh[:n_placed])
+        rest.append(fresh[n_placed:])
+        is_taken[place[placed[-1]]] = True
+        room -= len(placed[-1])
+        start += len(own)
     # A later quota may have placed what an earlier source still holds.
-    kept = [~np.isin(rows, taken) for rows, _ in rest]
-    more = np.concatenate([rows[mask] for (rows, _), mask in zip(rest, kept, strict=True)])
-    more_scores = np.concatenate([values[mask] for (_, values), mask in zip(rest, kept, strict=True)])
-    sizes = [int(mask.sum()) for mask in kept]
-    turns = np.concatenate([np.arange(size) for size in sizes])
-    more_codes = np.repeat(np.arange(len(sizes), dtype=np.uint8), sizes)
-    order = np.lexsort((more_codes, turns))
-    order = order[_first_occurrences(more[order])][:room]
-    return (
-        np.concatenate([taken, more[order]]),
-        np.concatenate([codes, more_codes[order]]),
-        np.concatenate([scores, more_scores[order]]),
-    )
+    rest = [left[~is_taken[place[left]]] for left in rest] if room > 0 else []
+    turns = np.concatenate([_NO_ROWS, *(np.arange(len(left)) for left in rest)])
+    codes = np.repeat(np.arange(len(sources), dtype=np.uint8), [len(source.rows) for source in sources])
+    more = np.concatenate([_NO_ROWS, *rest]).astype(np.intp)
+    more = more[np.lexsort((codes[more], turns))]
+    more = more[_is_first(place[more], len(distinct))][: max(room, 0)]
+    chosen = np.concatenate([*placed, more])
+    return rows[chosen], codes[chosen], scores[chosen]
 
 
-def _first_occurrences(rows: NDArray[np.int32]) -> NDArray[np.int64]:
-    _, first = np.unique(rows, return_index=True)
-    return np.sort(first).astype(np.int64)
+def _is_first(places: NDArray[np.intp], n_places: int) -> NDArray[np.bool_]:
+    """Return bool [n]: where each of `places` (0 to n_places - 1) stands for the first time."""
+    order = np.arange(len(places))
+    first = np.empty(n_places, dtype=np.intp)
+    # Of repeated places the last assignment stays, so they are assigned from the end.
+    first[places[::-1]] = order[::-1]
+    is_first: NDArray[np.bool_] = first[places] == order
+    return is_first

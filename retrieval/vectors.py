@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -56,12 +57,15 @@ def as_query(query: NDArray[np.float32], dimension: int) -> NDArray[np.float32]:
     Raises:
         ValueError: another shape, NaN, an infinity, or a value too large for float32.
     """
-    given = np.asarray(query)
-    if given.shape != (dimension,):
-        raise ValueError(f"query must have shape [{dimension}], got {list(given.shape)}")
-    with np.errstate(over="ignore"):
-        row = np.ascontiguousarray(given, dtype=np.float32)
-    if not np.isfinite(row).all():
+    row = np.asarray(query)
+    if row.shape != (dimension,):
+        raise ValueError(f"query must have shape [{dimension}], got {list(row.shape)}")
+    if row.dtype != np.float32:
+        with np.errstate(over="ignore"):
+            row = row.astype(np.float32)
+    row = np.ascontiguousarray(row)
+    # One product instead of two passes: it is finite for all but values that are not, and very large ones.
+    if not math.isfinite(row.dot(row)) and not np.isfinite(row).all():
         raise ValueError(f"query must be finite, got {_first_bad(row)}")
     return row
 
@@ -101,12 +105,21 @@ def unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     return scaled
 
 
+def unit_query(query: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scale one vector [d] to l2 norm 1; zero stays zero."""
+    wide = query.astype(np.float64)
+    norm = math.sqrt(wide.dot(wide))
+    return (wide / norm).astype(np.float32) if norm > 0 else np.zeros_like(query)
+
+
 def best_first(
     labels: NDArray[np.int64], scores: NDArray[np.float64], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Keep the k best: labels int64 [<= k] and scores float64 [<= k], by falling score, then by rising label."""
     if len(scores) <= k and (scores[1:] < scores[:-1]).all():
         return labels, scores
+    if len(scores) <= k and (scores[1:] <= scores[:-1]).all():
+        return _by_label_where_tied(labels, scores), scores
     if k < len(scores):
         # Everything that ties with the k-th is kept until the final order has decided.
         edge = np.partition(scores, len(scores) - k)[len(scores) - k]
@@ -114,6 +127,15 @@ def best_first(
         labels, scores = labels[kept], scores[kept]
     order = np.lexsort((labels, -scores))[:k]
     return labels[order], scores[order]
+
+
+def _by_label_where_tied(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Order labels by label where the falling scores are equal: a whole sort costs as much as a search."""
+    tied = np.flatnonzero(scores[1:] == scores[:-1])
+    places = np.union1d(tied, tied + 1)
+    ordered = labels.copy()
+    ordered[places] = labels[places[np.lexsort((labels[places], -scores[places]))]]
+    return ordered
 
 
 def _first_bad(row: NDArray[Any]) -> float:

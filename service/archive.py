@@ -13,7 +13,7 @@ from service.config import Config
 from service.due import is_due
 from service.failpoints import reach
 from service.journal_reader import START, JournalReader, entry_id_of, just_before, position_of
-from service.messages import Checkpoint, Erasure, JournalEntry, journal_decoder
+from service.messages import Erasure, JournalEntry, journal_decoder
 from service.metrics import Metrics
 from service.outcomes import OutcomeJoins
 from service.ports import Archive, ArchiveBatch, Journal, ModelStore, OpenJoins, OutcomeRow
@@ -163,12 +163,13 @@ class Archiver:
             for partition, archived in self._positions().items()
         }
         for model in self._config.models:
-            stored = await self._models.load_checkpoint(model)
-            checkpoint = msgspec.msgpack.decode(stored, type=Checkpoint) if stored else None
+            progress = await self._models.load_progress(model)
             for partition, bounds in needed.items():
                 key = str(partition)
-                applied = checkpoint.positions.get(key, START) if checkpoint else START
-                bounds.append((checkpoint.oldest_open.get(key) if checkpoint else None) or applied)
+                if progress is None or progress.oldest_open is None:
+                    bounds.append(START)
+                else:
+                    bounds.append(progress.oldest_open.get(key) or progress.positions.get(key, START))
         for partition, bounds in needed.items():
             before = min(bounds, key=lambda entry_id: position_of(0, entry_id))
             if before != START:

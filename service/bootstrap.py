@@ -42,6 +42,7 @@ from service.follow import Follower
 from service.health import HealthWatch
 from service.health_report import HealthDesk
 from service.impressions import ImpressionWriter
+from service.index_swap import IndexSwap
 from service.items_view import ItemsView
 from service.learn import LearnerLoop
 from service.learn_explorer import ExplorerLoop
@@ -121,11 +122,13 @@ class Worker:
     writer: CatalogueWriter
     health: HealthDesk
     follower: Follower
+    index_swap: IndexSwap
     users: UserStates
     spool: Spool
     _clients: list[object]
     _following: asyncio.Task[None] | None = None
     _ranking: asyncio.Task[None] | None = None
+    _swapping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Catch up with the streams, drain leftover spools, and follow."""
@@ -134,11 +137,16 @@ class Worker:
         self.items.retriever.rankings = self.items.build_rankings(wall_clock_ms())
         self._following = asyncio.create_task(self.follower.run())
         self._ranking = asyncio.create_task(self._rank())
+        self._swapping = asyncio.create_task(self.index_swap.run())
 
     @property
     def is_following(self) -> bool:
-        """Return whether the streams are still applied, and the catalogue is still ranked."""
-        return all(task is not None and not task.done() for task in (self._following, self._ranking))
+        """Return whether streams are applied, the catalogue ranked, the current index served and the spool shipped."""
+        return self.spool.is_shipping and all(task is not None and not task.done() for task in self._tasks)
+
+    @property
+    def _tasks(self) -> tuple[asyncio.Task[None] | None, ...]:
+        return self._following, self._ranking, self._swapping
 
     async def _rank(self) -> None:
         """Rank the catalogue again, in a thread, when it has changed or a while has passed."""
@@ -147,12 +155,13 @@ class Worker:
             await asyncio.sleep(_RANKING_S)
             state, now_ms = self.items.ranked_state, wall_clock_ms()
             if state != ranked or is_due(now_ms, since_ms=ranked_at_ms, every_ms=_RANKING_MAX_AGE_MS):
-                self.items.retriever.rankings = await asyncio.to_thread(self.items.build_rankings, now_ms)
+                retriever = self.items.retriever
+                retriever.rankings = await asyncio.to_thread(self.items.build_rankings, now_ms, retriever)
                 ranked, ranked_at_ms = state, now_ms
 
     async def close(self) -> None:
         """Ship the spool and close connections."""
-        running = {task for task in (self._following, self._ranking) if task is not None}
+        running = {task for task in self._tasks if task is not None}
         for task in running:
             task.cancel()
         if running:
@@ -230,6 +239,13 @@ def build_worker(config: Config) -> Worker:
             served={**served, **explorers},
             live=live,
             metrics=metrics,
+        ),
+        index_swap=IndexSwap(
+            index_root(config),
+            hmac_key=config.artefact_key.encode() or None,
+            items=items,
+            metrics=metrics,
+            clock=wall_clock_ms,
         ),
         users=users,
         spool=spool,

@@ -49,7 +49,7 @@ class PairCounting:
 
     def checkpoint(self, as_of: Position | None) -> bytes:
         """Return everything that is counted, to `restore` from."""
-        counted = [(item_id, counts, list(counts.partners.items())) for item_id, counts in self._counter.counts()]
+        counted = [(item_id, counts, counts.partners.items()) for item_id, counts in self._counter.counts()]
         recent = self._counter.recent()
         return encode(
             ItemPairsState(

@@ -6,6 +6,8 @@ import math
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import structlog
 
@@ -165,10 +167,11 @@ class Feedback:
             except StoreUnavailable as error:
                 _log.warning("feedback.spooled", error=str(error), n_events=len(entries))
                 reach("feedback.spool")
-                for index, payload in entries:
+                for index, of_request in groupby(entries, key=itemgetter(0)):
+                    spooled = [SpoolEntry(payload=payload, partition=partition) for _, payload in of_request]
                     try:
-                        self._spool.append(SpoolEntry(payload=payload, partition=partition), sync=True)
-                        self._metrics.events.labels("spooled").inc()
+                        self._spool.append_synced(spooled)
+                        self._metrics.events.labels("spooled").inc(len(spooled))
                     except OSError as no_spool:
                         refused[index] = no_spool
             reach("feedback.journaled")

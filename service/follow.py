@@ -27,12 +27,11 @@ from service.messages import (
 )
 from service.metrics import Metrics
 from service.ports import ChangeLog, Entry, ModelStore
+from service.turns import Turns
 
 _BATCH = 1_000
 _BLOCK_MS = 1_000
 _RETRY_S = 0.2
-# Entries are applied for so long before requests get a turn.
-_TURN_S = 0.002
 
 # While a snapshot is loaded its stream is not read; the others are looked after so often.
 _LOADING_BLOCK_MS = 20
@@ -146,13 +145,10 @@ class Follower:
         after = {stream: entry_id for stream, entry_id in self._after.items() if stream not in self._loads}
         block_ms = min(block_ms, _LOADING_BLOCK_MS) if self._loads else block_ms
         entries = await self._log.read(after, count=_BATCH, block_ms=block_ms)
-        loop = asyncio.get_running_loop()
-        turn_began_s = loop.time()
+        turns = Turns()
         for entry in entries:
-            if loop.time() - turn_began_s > _TURN_S:
-                # A new item costs milliseconds of index: requests must not wait for a whole batch of them.
-                await asyncio.sleep(0)
-                turn_began_s = loop.time()
+            # A new item may cost milliseconds of index: requests must not wait for a whole batch of them.
+            await turns.rest_if_due()
             if entry.stream == ITEMS_STREAM:
                 self._apply_item(entry)
                 self._after[entry.stream] = entry.entry_id

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from service.messages import ItemPairs
 
 ITEM_PAIRS_STREAM = "hone:itempairs"
 
-Counted = tuple[str, CoCounts, Sequence[tuple[str, float]]]
+Counted = tuple[str, CoCounts, Collection[tuple[str, float]]]
 """An item, its counts, and those partners of it that are written."""
 
 
@@ -65,15 +65,35 @@ def unpack_pairs(
     ]
 
 
+def put_pairs(table: ItemToItem, pairs: ItemPairs) -> None:
+    """Lay the counts of one message over a table.
+
+    Raises:
+        ValueError: the arrays do not fit together; nothing was changed.
+    """
+    unpacked = unpack_pairs(pairs)
+    if pairs.is_whole:
+        table.clear_live()
+    for item_id, n_users, at_ms, partners, counts in unpacked:
+        table.put_live(
+            item_id,
+            n_users=n_users,
+            at_ms=at_ms,
+            half_life_ms=pairs.half_life_ms,
+            partners=partners,
+            counts=counts,
+        )
+
+
 class FollowedPairs:
     """Applies what the one writer publishes; `position` is the last entry applied.
 
     Args:
-        table: Where live counts go.
+        put: Lays a message over the table that is served, see `put_pairs`.
     """
 
-    def __init__(self, table: ItemToItem) -> None:
-        self._table = table
+    def __init__(self, put: Callable[[ItemPairs], None]) -> None:
+        self._put = put
         self._epoch = 0
         self.position = "0-0"
 
@@ -86,17 +106,6 @@ class FollowedPairs:
         self.position = position
         if pairs.epoch < self._epoch:
             return False
-        unpacked = unpack_pairs(pairs)
+        self._put(pairs)
         self._epoch = pairs.epoch
-        if pairs.is_whole:
-            self._table.clear_live()
-        for item_id, n_users, at_ms, partners, counts in unpacked:
-            self._table.put_live(
-                item_id,
-                n_users=n_users,
-                at_ms=at_ms,
-                half_life_ms=pairs.half_life_ms,
-                partners=partners,
-                counts=counts,
-            )
         return True

@@ -12,13 +12,15 @@ from bandit.features import FeatureSchema
 from bandit.policy import ActionFeatures
 from bandit.vw_format import Float32Array, UInt32Array, encode
 from retrieval.catalogue import Catalogue
+from retrieval.items import Item
 from retrieval.rankings import ItemArrays, RankingConfig, Rankings, build_rankings
 from service.feature_records import item_record
-from service.item_pairs import FollowedPairs
+from service.item_pairs import FollowedPairs, put_pairs
 from service.item_statistics import ItemStatistics
-from service.messages import ItemChange, ItemUpsert
+from service.messages import ItemChange, ItemPairs, ItemUpsert
 from service.retriever import Retriever
 from service.rule_columns import AttributeColumns
+from service.succession import Change, Succession
 
 ITEMS_STREAM = "hone:items"
 
@@ -59,22 +61,36 @@ class ItemsView:
         self.catalogue: Catalogue = retriever.catalogue
         self.features = ItemFeatureTable(schema)
         self.statistics = ItemStatistics(half_life_ms=schema.half_life_s * 1000)
-        self.pairs = FollowedPairs(retriever.item_to_item)
+        self.pairs = FollowedPairs(self._put_pairs)
         self.position = "0-0"
+        self._succession: Succession | None = None
 
     @property
-    def ranked_state(self) -> tuple[str, str]:
-        """Return what rankings depend on: positions of items and statistics."""
-        return self.position, self.statistics.position
+    def ranked_state(self) -> tuple[str, str, str]:
+        """Return what rankings depend on: positions of items and statistics, and the bundle."""
+        return self.position, self.statistics.position, self.retriever.version
 
-    def build_rankings(self, now_ms: int) -> Rankings:
+    def begin_succession(self) -> Succession:
+        """Return what a retriever on another bundle is made ready with, while this one serves; there is one at most."""
+        self._succession = Succession(self.retriever)
+        return self._succession
+
+    def end_succession(self, successor: Retriever | None) -> None:
+        """Serve a retriever that was made ready, or, given none, serve on."""
+        succession, self._succession = self._succession, None
+        if successor is not None and succession is not None:
+            succession.catch_up(successor)
+            self.retriever = successor
+
+    def build_rankings(self, now_ms: int, retriever: Retriever | None = None) -> Rankings:
         """Rank the catalogue as of now; it only reads, so a thread may do it while changes are applied."""
+        retriever = retriever or self.retriever
         rows = np.arange(len(self.catalogue.item_ids), dtype=np.int32)
         counts = self.statistics.columns(rows, now_ms)
         arrays = ItemArrays(
             is_listed=self.catalogue.listed[: len(rows)],
             available_at_unix_ms=self.catalogue.available_at_unix_ms[: len(rows)],
-            n_interactions=self.retriever.n_interactions(len(rows)),
+            n_interactions=retriever.n_interactions(len(rows)),
             impressions=counts["impressions_now"].astype(np.float64),
             clicks=counts["popularity_now"].astype(np.float64),
         )
@@ -88,17 +104,32 @@ class ItemsView:
         """
         self.position = position
         if isinstance(change, ItemUpsert):
-            named = self.schema.named("item", item_record(change.item))
-            row = self.catalogue.upsert(change.item)
-            self.features.put(row, named)
-            self.columns.put(row, change.item)
-            self.retriever.put(row, change.item)
-            self.statistics.bind(row, change.item.id)
+            self._put(change.item)
         else:
-            deleted = self.catalogue.delete(change.item_id)
-            if deleted is not None:
-                self.retriever.remove(deleted, change.item_id)
-                self.statistics.release(deleted, change.item_id)
+            self._delete(change.item_id)
+
+    def _put(self, item: Item) -> None:
+        named = self.schema.named("item", item_record(item))
+        row = self.catalogue.upsert(item)
+        self.features.put(row, named)
+        self.columns.put(row, item)
+        self._change(lambda retriever: retriever.put(row, item))
+        self.statistics.bind(row, item.id)
+
+    def _delete(self, item_id: str) -> None:
+        row = self.catalogue.delete(item_id)
+        if row is not None:
+            self._change(lambda retriever: retriever.remove(row, item_id))
+            self.statistics.release(row, item_id)
+
+    def _put_pairs(self, pairs: ItemPairs) -> None:
+        self._change(lambda retriever: put_pairs(retriever.item_to_item, pairs))
+
+    def _change(self, change: Change) -> None:
+        """Change the retriever that serves, and note it for the one that is made ready."""
+        change(self.retriever)
+        if self._succession is not None:
+            self._succession.note(change)
 
 
 def _grown(array: npt.NDArray[Any], rows: int, columns: int) -> npt.NDArray[Any]:

@@ -548,10 +548,15 @@ class Checkpoint(Stored, frozen=True, kw_only=True):
 
 
 class LearnerProgress(Stored, frozen=True, kw_only=True):
-    """What is asked of a checkpoint often, stored beside it by the same write; the fields mean what they mean there."""
+    """What is asked of a checkpoint often, stored beside it by the same write; the fields mean what they mean there.
+
+    Attributes:
+        oldest_open: None in what was stored before it was a part of this.
+    """
 
     positions: dict[str, str]
     weight_norm: float = 0.0
+    oldest_open: dict[str, str] | None = None
 
 
 class Outcome(Stored, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ Both are deterministic, so a version is a digest of what went in, and building i
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,6 +15,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import orjson
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -28,7 +30,7 @@ from retrieval.bundle import (
     write_embeddings,
 )
 from retrieval.content_space import CONTENT_DIMENSION, build_content_space
-from retrieval.embeddings import AlsConfig, Embeddings, train
+from retrieval.embeddings import AlsConfig, Embeddings, Factors, train
 from retrieval.exact import ExactIndex
 from retrieval.indexes import IndexConfig, IndexKind
 from retrieval.item_to_item import NeighbourConfig, find_neighbours
@@ -36,6 +38,7 @@ from retrieval.items import Item
 from retrieval.manifest import BundleError
 from retrieval.recall import recall_at_k
 from retrieval.vectors import Metric, VectorIndex
+from service.training_checkpoint import TrainingCheckpoint, fingerprint_of
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
@@ -70,6 +73,8 @@ class TrainingReport:
     dimension: int
     duration_s: float
     path: str
+    n_rounds_resumed: int = 0
+    """Rounds that an interrupted run had finished; this one went on from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,18 +102,22 @@ def read_items(path: Path) -> list[Item]:
     """Read items from NDJSON, one a line.
 
     Raises:
-        OfflineError: the file is missing, or a line is not an item (the message has its number).
+        OfflineError: the file is missing, or a line is not an item or repeats one (the message has its number).
     """
     decoder = msgspec.json.Decoder(Item)
     items: list[Item] = []
+    line_of: dict[str, int] = {}
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     try:
-                        items.append(decoder.decode(line))
+                        item = decoder.decode(line)
                     except (msgspec.MsgspecError, ValueError) as error:
                         raise OfflineError(f"{path}, line {number}: not an item: {error}") from error
+                    if (earlier := line_of.setdefault(item.id, number)) != number:
+                        raise OfflineError(f"{path}, line {number}: item {item.id!r} is on line {earlier} already")
+                    items.append(item)
     except OSError as error:
         raise OfflineError(f"{path} cannot be read: {error.strerror}") from error
     return items
@@ -134,14 +143,20 @@ def read_positives(path: Path, *, positive_from: float) -> tuple[sparse.csr_matr
     table = table.filter(pc.greater_equal(table["value"], positive_from))
     if not table.num_rows:
         raise OfflineError(f"{path} must hold interactions of value >= {positive_from}, got none")
-    pairs = table.group_by(["user_id", "item_id"]).aggregate([("value", "max")])
-    user_ids, rows = np.unique(np.asarray(pairs["user_id"].to_pylist(), dtype=np.str_), return_inverse=True)
-    item_ids, columns = np.unique(np.asarray(pairs["item_id"].to_pylist(), dtype=np.str_), return_inverse=True)
-    confidence = pairs["value_max"].to_numpy() - positive_from + 1.0
-    matrix = sparse.csr_matrix((confidence, (rows, columns)), shape=(len(user_ids), len(item_ids)))
-    # Arrow groups in no fixed order, and ALS sums in the order of the matrix.
-    matrix.sort_indices()
-    return matrix, user_ids.tolist(), item_ids.tolist()
+    if table["user_id"].null_count or table["item_id"].null_count:
+        raise OfflineError(f"{path} must hold a user_id and an item_id in every row, got rows without")
+    rows, user_ids = _numbered(table["user_id"])
+    columns, item_ids = _numbered(table["item_id"])
+    values = table["value"].to_numpy().astype(np.float64)
+    pairs = rows * len(item_ids) + columns
+    # Row by row and column by column: ALS sums in the order of the matrix.
+    order = np.argsort(pairs, kind="stable")
+    firsts = np.flatnonzero(np.diff(pairs[order], prepend=-1))
+    confidence = np.maximum.reduceat(values[order], firsts) - positive_from + 1.0
+    kept = order[firsts]
+    ends = np.concatenate([[0], np.cumsum(np.bincount(rows[kept], minlength=len(user_ids)))])
+    matrix = sparse.csr_matrix((confidence, columns[kept], ends), shape=(len(user_ids), len(item_ids)))
+    return matrix, user_ids, item_ids
 
 
 def train_embeddings(
@@ -153,12 +168,15 @@ def train_embeddings(
 ) -> TrainingReport:
     """Train embeddings from canonical files and write them to one file.
 
+    Factors are kept beside that file after every round. A run that was interrupted, however hard, goes on from them
+    when it is started again with the same interactions and parameters, and gives what it would have given.
+
     Args:
         items_path: NDJSON of `Item`.
         interactions_path: Parquet with user_id, item_id, value.
         out_path: The npz file to write, atomically.
         config: Threshold and training parameters.
-        progress: Called after every round.
+        progress: Called after reading, every round, item vectors, neighbours, content and writing.
 
     Returns:
         What it was trained on.
@@ -168,16 +186,39 @@ def train_embeddings(
     """
     config = config or TrainingConfig()
     started = time.perf_counter()
+    steps = _steps(progress, n=config.als.iterations + 5)
     items = read_items(items_path)
     positives, user_ids, item_ids = read_positives(interactions_path, positive_from=config.positive_from)
+    fingerprint = fingerprint_of(positives, user_ids=user_ids, item_ids=item_ids, config=config.als)
+    checkpoint = TrainingCheckpoint.beside(out_path, fingerprint=fingerprint)
+    start = checkpoint.read()
+    if start is not None and start.n_rounds > config.als.iterations:
+        start = None
+    n_resumed = 0 if start is None else start.n_rounds
+    for _ in range(1 + n_resumed):
+        next(steps)
+
+    def keep(factors: Factors) -> None:
+        checkpoint.write(factors)
+        next(steps)
+
     try:
         embeddings = train(
-            positives, item_ids=item_ids, user_ids=user_ids, items=items, config=config.als, on_progress=progress
+            positives,
+            item_ids=item_ids,
+            user_ids=user_ids,
+            items=items,
+            config=config.als,
+            start=start,
+            on_round=keep,
         )
-        embeddings = _with_parts(embeddings, positives, item_ids=item_ids, items=items, config=config)
+        next(steps)
+        embeddings = _with_parts(embeddings, positives, item_ids=item_ids, items=items, config=config, steps=steps)
     except ValueError as error:
         raise OfflineError(f"cannot train on {interactions_path} and {items_path}: {error}") from error
     write_embeddings(out_path, embeddings)
+    checkpoint.remove()
+    next(steps)
     return TrainingReport(
         n_items=len(items),
         n_items_with_interactions=int((embeddings.n_interactions > 0).sum()),
@@ -186,6 +227,7 @@ def train_embeddings(
         dimension=embeddings.dimension,
         duration_s=time.perf_counter() - started,
         path=str(out_path),
+        n_rounds_resumed=n_resumed,
     )
 
 
@@ -211,14 +253,14 @@ def build_index(
         config: Kind and parameters of the indexes.
         ks: Where recall is measured; capped at the number of items.
         n_queries: Sampled queries of a recall figure.
-        force: Build even if the bundle is there.
+        force: Build even if the bundle is there; the new one then gets a name with a number after the digest.
         progress: Called after the build and after each recall figure.
 
     Returns:
         What was built.
 
     Raises:
-        OfflineError: the embeddings cannot be read.
+        OfflineError: the embeddings cannot be read or cannot be searched.
     """
     config = config or IndexConfig()
     started = time.perf_counter()
@@ -229,10 +271,16 @@ def build_index(
         raise OfflineError(f"embeddings cannot be read: {error}") from error
     digest.update(orjson.dumps(asdict(config), option=orjson.OPT_SORT_KEYS))
     version = digest.hexdigest()[:16]
+    if force:
+        # What may be served now is not touched, and workers exchange a bundle for one of another name only.
+        version = next(name for name in _names(version) if not (bundles_root / name).exists())
     bundle = None if force else _intact(bundles_root, version, hmac_key, config)
     built = bundle is None
     if bundle is None:
-        write_bundle(bundles_root, embeddings, version=version, hmac_key=hmac_key, config=config)
+        try:
+            write_bundle(bundles_root, embeddings, version=version, hmac_key=hmac_key, config=config)
+        except ValueError as error:
+            raise OfflineError(f"no index can be built of {embeddings_path}: {error}") from error
         bundle = load_bundle(bundles_root, version, hmac_key=hmac_key, config=config)
     else:
         set_current(bundles_root, version)
@@ -260,6 +308,15 @@ def build_index(
     )
 
 
+def _numbered(ids: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
+    """Number distinct ids in their order, without a Python object for each row: int64 [n], and the ids."""
+    encoded = pc.dictionary_encode(pc.cast(ids, pa.string())).combine_chunks()
+    order = pc.sort_indices(encoded.dictionary)
+    number = np.empty(len(order), dtype=np.int64)
+    number[order.to_numpy()] = np.arange(len(order))
+    return number[encoded.indices.to_numpy()], encoded.dictionary.take(order).to_pylist()
+
+
 def _with_parts(
     embeddings: Embeddings,
     positives: sparse.csr_matrix,
@@ -267,15 +324,23 @@ def _with_parts(
     item_ids: Sequence[str],
     items: Sequence[Item],
     config: TrainingConfig,
+    steps: Iterator[None],
 ) -> Embeddings:
     """Add the neighbours of items and their content space."""
     position_of = {item.id: position for position, item in enumerate(items)}
     positions = np.asarray([position_of.get(item_id, -1) for item_id in item_ids], dtype=np.int64)
     neighbours = find_neighbours(positives, positions=positions, n_items=len(items), config=config.neighbours)
+    next(steps)
     content = None
     if config.content_dimension:
         content = build_content_space(items, dimension=config.content_dimension, n_buckets=config.als.n_buckets)
+    next(steps)
     return replace(embeddings, neighbours=neighbours, content=content)
+
+
+def _names(version: str) -> Iterator[str]:
+    yield version
+    yield from (f"{version}-{n}" for n in itertools.count(2))
 
 
 def _intact(root: Path, version: str, hmac_key: bytes | None, config: IndexConfig) -> Bundle | None:

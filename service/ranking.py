@@ -19,8 +19,9 @@ from retrieval.items import Item
 from service.errors import InvalidRequest
 from service.feature_records import item_record
 from service.item_statistics import STATISTICS_COLUMNS
+from service.item_vectors import Int32Array
 from service.items_view import ItemsView
-from service.retriever import Candidates, Int32Array
+from service.retriever import Candidates
 from service.rule_columns import RequestColumns
 from service.served_model import ServedModel
 from service.wire import InlineAction

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from retrieval.bundle import Bundle
 from retrieval.catalogue import Catalogue
-from retrieval.content_space import ContentSearch
 from retrieval.embeddings import fold_in
 from retrieval.filters import Viewer, eligible_mask
 from retrieval.item_to_item import ItemToItem
@@ -18,9 +17,7 @@ from retrieval.items import Item
 from retrieval.rankings import NO_RANKINGS, draw_weighted
 from retrieval.sources import SourceResult, blend
 from service.config import SourceConfig
-
-Int32Array = npt.NDArray[np.int32]
-Float32Array = npt.NDArray[np.float32]
+from service.item_vectors import Float32Array, Int32Array, ItemVectors
 
 # Sources fetch this many times their quota, so that eligibility rarely leaves one short.
 OVERFETCH = 2
@@ -31,6 +28,7 @@ MAX_FETCH = 4_096
 _LIKELY = 1.5
 # Newest liked items that item-to-item and content start from; the k-th newest weighs 1 / k.
 _N_SEEDS = 5
+_NO_ROWS = np.zeros(0, dtype=np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,60 +103,31 @@ class Retriever:
 
     def __init__(self, catalogue: Catalogue, bundle: Bundle | None) -> None:
         self.catalogue = catalogue
-        self._bundle = bundle
         self.version = bundle.version if bundle else ""
-        trained = bundle.embeddings.item_ids if bundle else []
-        self._trained_label = {item_id: label for label, item_id in enumerate(trained)}
-        self._trained_user = {u: i for i, u in enumerate(bundle.embeddings.user_ids)} if bundle else {}
-        # Labels beyond the trained ones are items put since; their vectors are here.
-        self._n_trained = len(trained)
-        self._added: Float32Array = np.zeros((64, bundle.embeddings.dimension if bundle else 0), dtype=np.float32)
-        self._added_label: dict[str, int] = {}
-        self._row_of_label = np.full(max(self._n_trained, 1024), -1, dtype=np.int32)
-        self._label_of_row = np.full(1024, -1, dtype=np.int32)
+        self._vectors = ItemVectors(bundle) if bundle else None
+        self._user_label = {u: i for i, u in enumerate(bundle.embeddings.user_ids)} if bundle else {}
         self._n_interactions = np.zeros(1024, dtype=np.int32)
         self.rankings = NO_RANKINGS
-        neighbours = bundle.embeddings.neighbours if bundle else None
-        self.item_to_item = ItemToItem(self._trained_label, neighbours, catalogue.row)
-        self._content: ContentSearch | None = None
-        if bundle is not None and bundle.content is not None and bundle.embeddings.content is not None:
-            self._content = ContentSearch(bundle.embeddings.content, bundle.content)
+        self.item_to_item = ItemToItem(
+            self._vectors.trained_label if self._vectors else {},
+            bundle.embeddings.neighbours if bundle else None,
+            catalogue.row,
+        )
 
     def put(self, row: int, item: Item) -> None:
         """Make an item retrievable at its row; an unknown one gets a vector from its content."""
-        while row >= len(self._label_of_row):
-            self._label_of_row = np.concatenate([self._label_of_row, np.full_like(self._label_of_row, -1)])
+        while row >= len(self._n_interactions):
             self._n_interactions = np.concatenate([self._n_interactions, np.zeros_like(self._n_interactions)])
         self.item_to_item.bind(row, item.id)
-        if self._bundle is None:
-            return
-        label = self._trained_label.get(item.id)
-        if label is None:
-            label = self._add(item)
-        elif self._row_of_label[label] == -2:
-            self._index(label, self._bundle.embeddings.item_vectors[label])
-        while label >= len(self._row_of_label):
-            self._row_of_label = np.concatenate([self._row_of_label, np.full_like(self._row_of_label, -1)])
-        self._row_of_label[label] = row
-        self._label_of_row[row] = label
-        if self._content is not None:
-            self._content.put(label, item)
-        self._n_interactions[row] = self._bundle.embeddings.n_interactions[label] if label < self._n_trained else 0
+        if self._vectors is not None:
+            self._n_interactions[row] = self._vectors.put(row, item)
 
     def remove(self, row: int, item_id: str) -> None:
         """Take a deleted item out of every index."""
         self.item_to_item.release(item_id)
-        label = int(self._label_of_row[row])
-        if self._bundle is None or label < 0:
-            return
-        self._label_of_row[row] = -1
-        # -2 marks a label that is out of the indexes, -1 one that was never mapped.
-        self._row_of_label[label] = -2
-        self._n_interactions[row] = 0
-        for index in (self._bundle.als, self._bundle.similar):
-            index.remove(np.array([label], dtype=np.int64))
-        if self._content is not None:
-            self._content.remove(label)
+        if self._vectors is not None and row < len(self._n_interactions):
+            self._n_interactions[row] = 0
+            self._vectors.remove(row, item_id)
 
     def retrieve(
         self, query: CandidateQuery, sources: Sequence[SourceConfig], *, limit: int, rng: np.random.Generator
@@ -168,9 +137,12 @@ class Retriever:
         campaigns = []
         if query.wanted_rows:
             wanted = np.array(query.wanted_rows, dtype=np.int32)
-            campaigns.append(self._eligible("campaign", len(wanted), wanted, np.zeros(len(wanted), np.float32), query))
-        first = {s.name: s.quota * OVERFETCH + len(query.viewer.hidden_rows) for s in sources}
-        asked = [self._ask(source, first[source.name], query, user_vector, rng) for source in sources]
+            wanted = wanted[self._eligible(wanted, query)]
+            campaigns.append(
+                SourceResult("campaign", wanted, np.zeros(len(wanted), np.float32), len(query.wanted_rows))
+            )
+        n_hidden = len(query.viewer.hidden_rows)
+        asked = self._ask([(s, s.quota * OVERFETCH + n_hidden) for s in sources], query, user_vector, rng)
         n_asked = min(limit, sum(source.quota for source in sources))
         n_rounds = 1
         while True:
@@ -186,9 +158,10 @@ class Retriever:
             if not short or n_rounds == MAX_ROUNDS:
                 break
             n_rounds += 1
-            for place in short:
-                wanted_next = asked[place].next_wanted(is_last=n_rounds == MAX_ROUNDS)
-                asked[place] = self._ask(asked[place].source, wanted_next, query, user_vector, rng)
+            is_last = n_rounds == MAX_ROUNDS
+            again = [(asked[place].source, asked[place].next_wanted(is_last=is_last)) for place in short]
+            for place, answer in zip(short, self._ask(again, query, user_vector, rng), strict=True):
+                asked[place] = answer
         return Candidates(
             rows=rows,
             sources=codes,
@@ -199,7 +172,7 @@ class Retriever:
 
     def rank_given(self, rows: Int32Array, query: CandidateQuery) -> Candidates:
         """Return the caller's own rows as candidates, those that may be shown."""
-        rows = rows[eligible_mask(self.catalogue, rows, query.viewer, now_ms=query.now_ms)]
+        rows = rows[self._eligible(rows, query)]
         return Candidates(
             rows=rows,
             sources=np.zeros(len(rows), dtype=np.uint8),
@@ -209,7 +182,10 @@ class Retriever:
 
     def n_interactions(self, n_rows: int) -> Int32Array:
         """Return int32 [n_rows]: interactions that each row's item was trained on."""
-        return self._n_interactions[:n_rows]
+        n_known = min(n_rows, len(self._n_interactions))
+        counts = np.zeros(n_rows, dtype=np.int32)
+        counts[:n_known] = self._n_interactions[:n_known]
+        return counts
 
     def popularity(self, rows: Int32Array) -> Float32Array:
         """Return float32 [n] in [0, 1]: log(1 + interactions), relative to the most popular item."""
@@ -223,21 +199,25 @@ class Retriever:
 
     def _ask(
         self,
-        source: SourceConfig,
-        n_wanted: int,
+        wanted: Sequence[tuple[SourceConfig, int]],
         query: CandidateQuery,
         user_vector: Float32Array | None,
         rng: np.random.Generator,
-    ) -> _Asked:
-        rows, scores, is_exhausted = self._find(source.name, n_wanted, query, user_vector, rng)
-        result = self._eligible(source.name, source.quota, rows, scores, query)
-        return _Asked(source, n_wanted, is_exhausted, result)
+    ) -> list[_Asked]:
+        """Ask sources for so many rows each, and keep what may be shown."""
+        found = [self._find(source.name, n_wanted, query, user_vector, rng) for source, n_wanted in wanted]
+        kept = self._eligible(np.concatenate([_NO_ROWS, *(rows for rows, _, _ in found)]), query)
+        asked, start = [], 0
+        for (source, n_wanted), (rows, scores, is_exhausted) in zip(wanted, found, strict=True):
+            own = kept[start : start + len(rows)]
+            start += len(rows)
+            asked.append(
+                _Asked(source, n_wanted, is_exhausted, SourceResult(source.name, rows[own], scores[own], source.quota))
+            )
+        return asked
 
-    def _eligible(
-        self, name: str, quota: int, rows: Int32Array, scores: Float32Array, query: CandidateQuery
-    ) -> SourceResult:
-        kept = eligible_mask(self.catalogue, rows, query.viewer, now_ms=query.now_ms)
-        return SourceResult(name=name, rows=rows[kept], scores=scores[kept], quota=quota)
+    def _eligible(self, rows: Int32Array, query: CandidateQuery) -> npt.NDArray[np.bool_]:
+        return eligible_mask(self.catalogue, rows, query.viewer, now_ms=query.now_ms)
 
     def _find(
         self,
@@ -265,9 +245,10 @@ class Retriever:
         if name in ("als", "similar", "content"):
             found = self._search(name, n_wanted, query, user_vector)
             if found is None:
-                return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.float32), True
+                return _NO_ROWS, np.zeros(0, dtype=np.float32), True
             labels, alike = found
-            rows = self._row_of_label[labels]
+            assert self._vectors is not None
+            rows = self._vectors.rows(labels)
             return rows[rows >= 0], alike[rows >= 0].astype(np.float32), len(labels) < n_wanted
         ranked: Int32Array = getattr(self.rankings, name)
         rows = ranked[:n_wanted]
@@ -277,32 +258,33 @@ class Retriever:
         self, name: str, n_wanted: int, query: CandidateQuery, user_vector: Float32Array | None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None:
         """Return the nearest labels in an index and their scores, None without anything to start from."""
-        if name == "content" and self._content is not None:
-            labelled = ((self._label(item_id), weight) for item_id, weight in _seeds(query))
-            return self._content.search([(at, weight) for at, weight in labelled if at is not None], n_wanted)
-        if name == "als" and self._bundle is not None and user_vector is not None:
-            return self._bundle.als.search(user_vector, n_wanted)
-        if name == "similar" and self._bundle is not None:
-            seed = self._seed_vector(query)
-            return None if seed is None else self._bundle.similar.search(seed, n_wanted)
+        if self._vectors is None:
+            return None
+        if name == "content" and self._vectors.content is not None:
+            labelled = ((self._vectors.label(item_id), weight) for item_id, weight in _seeds(query))
+            return self._vectors.content.search([(at, weight) for at, weight in labelled if at is not None], n_wanted)
+        if name == "als" and user_vector is not None:
+            return self._vectors.bundle.als.search(user_vector, n_wanted)
+        if name == "similar" and (seed := self._seed_vector(query)) is not None:
+            return self._vectors.bundle.similar.search(seed, n_wanted)
         return None
 
     def _user_vector(self, query: CandidateQuery) -> Float32Array | None:
-        if self._bundle is None:
+        if self._vectors is None:
             return None
-        embeddings = self._bundle.embeddings
-        trained = self._trained_user.get(query.user_id or "")
+        embeddings = self._vectors.bundle.embeddings
+        trained = self._user_label.get(query.user_id or "")
         labels, targets = [], []
         for item_ids, target in ((query.liked, 1.0), (query.disliked, 0.0)):
             for item_id in item_ids:
-                label = self._label(item_id)
+                label = self._vectors.label(item_id)
                 if label is not None:
                     labels.append(label)
                     targets.append(target)
         if trained is None and 1.0 not in targets:
             return None
         vector: Float32Array = fold_in(
-            self._vectors(np.array(labels, dtype=np.int64)),
+            self._vectors.vectors(np.array(labels, dtype=np.int64)),
             gram=embeddings.gram,
             alpha0=embeddings.alpha0,
             regularization=embeddings.regularization,
@@ -312,56 +294,29 @@ class Retriever:
         return vector
 
     def _seed_vector(self, query: CandidateQuery) -> Float32Array | None:
+        assert self._vectors is not None
         for item_id in (query.seed_item_id,) if query.seed_item_id else reversed(query.liked):
-            label = self._label(item_id)
+            label = self._vectors.label(item_id)
             if label is not None:
-                seed: Float32Array = self._vectors(np.array([label]))[0]
+                seed: Float32Array = self._vectors.vectors(np.array([label]))[0]
                 return seed
         return None
 
     def _affinity(self, rows: Int32Array, user_vector: Float32Array | None) -> Float32Array:
         affinity = np.full(len(rows), np.nan, dtype=np.float32)
-        if user_vector is not None:
-            labels = self._label_of_row[rows]
+        if user_vector is not None and self._vectors is not None:
+            labels = self._vectors.labels(rows)
             known = labels >= 0
-            affinity[known] = self._vectors(labels[known].astype(np.int64)) @ user_vector
+            affinity[known] = self._vectors.vectors(labels[known]) @ user_vector
         return affinity
-
-    def _label(self, item_id: str) -> int | None:
-        label = self._trained_label.get(item_id)
-        return self._added_label.get(item_id) if label is None else label
-
-    def _vectors(self, labels: npt.NDArray[np.int64]) -> Float32Array:
-        assert self._bundle is not None
-        is_added = labels >= self._n_trained
-        vectors: Float32Array = self._bundle.embeddings.item_vectors[np.where(is_added, 0, labels)]
-        if is_added.any():
-            vectors[is_added] = self._added[labels[is_added] - self._n_trained]
-        return vectors
-
-    def _add(self, item: Item) -> int:
-        assert self._bundle is not None
-        vector = self._bundle.embeddings.cold_item_vector(item)
-        label = self._added_label.get(item.id)
-        if label is None:
-            position = len(self._added_label)
-            if position == len(self._added):
-                self._added = np.concatenate([self._added, np.zeros_like(self._added)])
-            label = self._n_trained + position
-            self._added_label[item.id] = label
-        self._added[label - self._n_trained] = vector
-        self._index(label, vector)
-        return label
-
-    def _index(self, label: int, vector: Float32Array) -> None:
-        assert self._bundle is not None
-        for index in (self._bundle.als, self._bundle.similar):
-            index.add(np.array([label], dtype=np.int64), np.asarray(vector, dtype=np.float32)[None, :])
 
 
 def _seeds(query: CandidateQuery) -> list[tuple[str, float]]:
     """Return what item-to-item and content start from: the seed, or the newest liked items with falling weights."""
-    if query.seed_item_id:
-        return [(query.seed_item_id, 1.0)]
-    newest = list(dict.fromkeys(reversed(query.liked)))[:_N_SEEDS]
+    return [(query.seed_item_id, 1.0)] if query.seed_item_id else newest_seeds(query.liked)
+
+
+def newest_seeds(liked: Sequence[str]) -> list[tuple[str, float]]:
+    """Return the newest of liked items (newest last) with falling weights."""
+    newest = list(dict.fromkeys(reversed(liked)))[:_N_SEEDS]
     return [(item_id, 1.0 / place) for place, item_id in enumerate(newest, start=1)]

@@ -118,6 +118,12 @@ class Spool:
             if path != self._path:
                 self._adopt(path)
         self._task = asyncio.create_task(self._ship_forever())
+        self._task.add_done_callback(_tell_of_error)
+
+    @property
+    def is_shipping(self) -> bool:
+        """Return whether what is appended goes to the journal."""
+        return self._task is not None and not self._task.done()
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Ship what is left, for as long as `timeout_s`; the rest stays on disk for the next start."""
@@ -137,13 +143,30 @@ class Spool:
             os.close(file)
         os.close(self._file)
 
-    def append(self, entry: SpoolEntry, *, sync: bool = False) -> None:
-        """Write an entry and queue it for shipping; with `sync` it is fsynced first.
+    def append(self, entry: SpoolEntry) -> None:
+        """Write an entry and queue it for shipping.
 
         Raises:
             OSError: it could not be written; nothing was queued.
         """
-        self._push(_Waiting(self._write(entry, sync=sync), None))
+        self._push(_Waiting(self._write(entry), None))
+
+    def append_synced(self, entries: Sequence[SpoolEntry]) -> None:
+        """Write entries with one fsync and queue them for shipping.
+
+        Raises:
+            OSError: not all could be written; none was queued.
+        """
+        self._open_another_if_spoilt()
+        began = self._written
+        try:
+            written = [self._write(entry) for entry in entries]
+            self._sync()
+        except OSError:
+            self._take_back(began)
+            raise
+        for entry in written:
+            self._push(_Waiting(entry, None))
 
     def append_and_ship(self, entry: SpoolEntry) -> asyncio.Future[Claim | None]:
         """Write an entry and return a future of its claim; the future waits as long as the store is away.
@@ -151,7 +174,7 @@ class Spool:
         Raises:
             OSError: it could not be written; nothing was queued.
         """
-        entry = self._write(entry, sync=False)
+        entry = self._write(entry)
         done: asyncio.Future[Claim | None] = asyncio.get_running_loop().create_future()
         self._push(_Waiting(entry, done))
         return done
@@ -166,12 +189,9 @@ class Spool:
         self._metrics.spool_waiting.set(len(self._queue))
         self._wake.set()
 
-    def _write(self, entry: SpoolEntry, *, sync: bool) -> SpoolEntry:
+    def _write(self, entry: SpoolEntry) -> SpoolEntry:
         """Write an entry and return it as written: numbered, unless another file has numbered it."""
-        if self._is_spoilt:
-            spoilt = self._file, self._path
-            self._open()
-            self._spoilt.append(spoilt)
+        self._open_another_if_spoilt()
         if not entry.origin:
             self._n_numbered += 1
             entry = msgspec.structs.replace(entry, origin=self._path.stem, number=self._n_numbered)
@@ -183,10 +203,8 @@ class Spool:
             if written != len(record):
                 raise OSError(f"spool took {written} of {len(record)} bytes")
             reach("spool.appended")
-            if sync:
-                self._sync()
         except OSError:
-            self._take_back()
+            self._take_back(self._written)
             raise
         self._written += written
         return entry
@@ -202,12 +220,19 @@ class Spool:
             raise
         reach("spool.synced")
 
-    def _take_back(self) -> None:
+    def _take_back(self, size: int) -> None:
         """Have nothing of a failed record in the file: torn, it would hide all that follow it."""
         try:
-            os.ftruncate(self._file, self._written)
+            os.ftruncate(self._file, size)
         except OSError:
             self._is_spoilt = True
+        self._written = size
+
+    def _open_another_if_spoilt(self) -> None:
+        if self._is_spoilt:
+            spoilt = self._file, self._path
+            self._open()
+            self._spoilt.append(spoilt)
 
     def _open(self) -> None:
         while True:
@@ -250,7 +275,7 @@ class Spool:
                 for number, entry in enumerate(read_entries(path), 1)
             ]
             for entry in entries:
-                self._write(entry, sync=False)
+                self._write(entry)
             reach("spool.adopt_sync")
             os.fsync(self._file)
             for entry in entries:
@@ -325,3 +350,8 @@ class Spool:
             path.unlink(missing_ok=True)
             os.close(file)
             self._spoilt.pop()
+
+
+def _tell_of_error(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("spool.stopped", error=str(error), exc_info=error)

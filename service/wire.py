@@ -138,12 +138,14 @@ class AcceptedResponse(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         accepted: Entries durably taken.
         duplicate: Entries that repeat another of the same batch.
-        rejected: The others, with the reason.
+        rejected: The others, with the reason; of a streamed body the first thousand.
+        n_rejected: How many a streamed body had in all.
     """
 
     accepted: int
     duplicate: int = 0
     rejected: list[Rejection] = []
+    n_rejected: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class UserBody(Body, frozen=True, kw_only=True):

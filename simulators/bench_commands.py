@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from service.cli.settings import settings_of
+from simulators.benchmarks.embeddings import bench_embeddings
 from simulators.benchmarks.learning import bench_learning
 from simulators.benchmarks.ranking import bench_ranking
 from simulators.benchmarks.report import save_result
@@ -92,6 +93,20 @@ def retrieval_command(
         else:
             figures = bench_retrieval(n_items, status.update)
     _report("retrieval_large" if large else "retrieval", figures, as_json=as_json)
+
+
+@bench.command("embeddings", epilog="Example: hone bench embeddings --json")
+def embeddings_command(
+    n_users: Annotated[int, typer.Option(min=100, help="Users.")] = 1_000_000,
+    n_items: Annotated[int, typer.Option(min=100, help="Items.")] = 1_000_000,
+    n_interactions: Annotated[int, typer.Option(min=1000, help="Interactions, some of them repeated.")] = 20_000_000,
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds of ALS.")] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Training at scale, killed once and started again: time of a round, peak memory."""
+    with Console(stderr=True).status("starting") as status:
+        figures = bench_embeddings(n_users, n_items, n_interactions, rounds, status.update)
+    _report("embeddings", figures, as_json=as_json)
 
 
 @load.callback(epilog="Example: hone load --url http://127.0.0.1:8080 --rate 100 --seconds 30")

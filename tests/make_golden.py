@@ -297,6 +297,9 @@ VALUES: dict[str, Stored] = {
         weight_norm=12.5,
     ),
     "learner_progress": LearnerProgress(positions={"0": "1795382944962-3"}, weight_norm=12.5),
+    "learner_progress_open": LearnerProgress(
+        positions={"0": "1795382944962-3"}, weight_norm=12.5, oldest_open={"0": "1795382940000-1"}
+    ),
     "health_verdict": HealthVerdict(
         at_unix_ms=_AT,
         journal_ms=_AT - 20,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,9 @@ def train(
         typer.Option(help="Parquet: user_id, item_id, value, at_unix_ms. [default: demo/interactions.parquet]"),
     ] = None,
     factors: Annotated[int, typer.Option(min=2, help="Length of a vector.")] = AlsConfig().factors,
+    iterations: Annotated[
+        int, typer.Option(min=1, help="Rounds; a killed run goes on from its last one.")
+    ] = AlsConfig().iterations,
     positive_from: Annotated[
         float, typer.Option(help="Smallest value that counts as a positive: 3 of 5 stars, 1 for clicks.")
     ] = offline.TrainingConfig().positive_from,
@@ -57,7 +61,8 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train embeddings of every item, rated or not, and write them to embeddings/embeddings.npz of the data folder."""
-    config = offline.TrainingConfig(positive_from=positive_from, als=AlsConfig(factors=factors))
+    als = AlsConfig(factors=factors, iterations=iterations, n_threads=os.cpu_count() or 1)
+    config = offline.TrainingConfig(positive_from=positive_from, als=als)
     with refusals(), progress_bar("Training") as progress:
         report = offline.train_embeddings(
             items or data_dir / "demo" / "items.ndjson",
@@ -135,9 +140,11 @@ def progress_bar(title: str) -> Iterator[offline.Progress]:
 
 def describe_training(report: offline.TrainingReport) -> str:
     """Say what was trained in one line."""
+    resumed = f", the first {report.n_rounds_resumed} rounds by an earlier run" if report.n_rounds_resumed else ""
     return (
         f"Trained {report.dimension} factors on {report.n_positives:,} positives of {report.n_users:,} users and "
-        f"{report.n_items_with_interactions:,} of {report.n_items:,} items in {report.duration_s:.1f} s: {report.path}"
+        f"{report.n_items_with_interactions:,} of {report.n_items:,} items in {report.duration_s:.1f} s{resumed}: "
+        f"{report.path}"
     )
 
 

@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import web
 
 from service.errors import InvalidRequest
+from service.turns import Turns
 from service.web.problems import decode
 from service.wire import Rejection
 
@@ -59,13 +60,15 @@ async def read_lines(request: web.Request, *, max_bytes: int, timeout_s: float) 
     yield rest
 
 
-def decode_each(
+async def decode_each(
     raws: list[bytes], decoder: msgspec.json.Decoder[T], *, first_index: int = 0
 ) -> tuple[list[tuple[int, T]], list[Rejection]]:
-    """Decode entries one by one: those that are well formed with their index, and why the others are not."""
+    """Decode entries one by one, in turns: those that are well formed with their index, and why the others are not."""
+    turns = Turns()
     good: list[tuple[int, T]] = []
     rejected: list[Rejection] = []
     for index, raw in enumerate(raws, start=first_index):
+        await turns.rest_if_due()
         if not raw.strip():
             continue
         try:

@@ -12,6 +12,7 @@ from aiohttp import web
 from retrieval.items import Attribute, Item
 from service.bootstrap import Worker
 from service.errors import InvalidRequest, NotFound, StoreUnavailable
+from service.turns import Turns
 from service.web.bodies import decode_each, is_ndjson, read_body, read_lines
 from service.web.handlers import json_response
 from service.web.keys import WORKER
@@ -21,9 +22,12 @@ from service.wire import AcceptedResponse, Body, Rejection, UserBody
 T = TypeVar("T")
 
 _LINES_AT_ONCE = 1_000
+MAX_REJECTIONS = 1_000
 _MAX_IDS = 1_000
 # The writer's own worker shows a change before it is acknowledged; past this the acknowledgement goes out without.
 _OWN_APPLY_TIMEOUT_S = 1.0
+# What hides items is acknowledged only then, and a large body takes its time.
+_BULK_APPLY_TIMEOUT_S = 30.0
 
 _item_decoder = msgspec.json.Decoder(Item)
 _items_decoder = msgspec.json.Decoder(list[Item])
@@ -54,45 +58,74 @@ async def put_items(request: web.Request) -> web.Response:
         return json_response(await _put_item_lines(request, worker), status=202)
     raw = await read_body(request, timeout_s=worker.config.http.header_timeout_s)
     items = _one_or_many(raw, _item_decoder, _items_decoder)
+    turns = Turns()
     for index, item in enumerate(items):
         _check_item(worker, item, f"$[{index}]")
+        await turns.rest_if_due()
     if items:
-        await _applied(worker, await worker.writer.put_items(items))
+        is_applied = await _applied(worker, await worker.writer.put_items(items))
+        _check_hidden(is_applied, any(not item.listed for item in items))
     return json_response(AcceptedResponse(accepted=len(items)), status=202)
 
 
 async def _put_item_lines(request: web.Request, worker: Worker) -> AcceptedResponse:
-    accepted, last = 0, ""
-    rejected: list[Rejection] = []
-    lines: list[bytes] = []
     http = worker.config.http
-    n_lines = 0
+    batch = _ItemLines(worker)
+    async for line in read_lines(request, max_bytes=http.max_ndjson_bytes, timeout_s=http.header_timeout_s):
+        await batch.add(line)
+    await batch.put()
+    if batch.last:
+        timeout_s = _BULK_APPLY_TIMEOUT_S if batch.is_hiding else _OWN_APPLY_TIMEOUT_S
+        _check_hidden(await _applied(worker, batch.last, timeout_s=timeout_s), batch.is_hiding)
+    return AcceptedResponse(accepted=batch.n_accepted, rejected=batch.rejected, n_rejected=batch.n_rejected)
 
-    async def put() -> None:
-        nonlocal accepted, last, n_lines
-        good, bad = decode_each(lines, _item_decoder, first_index=n_lines)
-        n_lines += len(lines)
-        lines.clear()
+
+class _ItemLines:
+    """Puts lines some at a time, and holds no more of them; of rejected ones it keeps so many reasons at most.
+
+    Attributes:
+        n_accepted: Items durably taken.
+        n_rejected: Lines that were not.
+        rejected: The first reasons.
+        last: Position of the last item in the stream, empty without any.
+        is_hiding: Whether an item is not listed.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._lines: list[bytes] = []
+        self._n_lines = 0
+        self.n_accepted = self.n_rejected = 0
+        self.rejected: list[Rejection] = []
+        self.last = ""
+        self.is_hiding = False
+
+    async def add(self, line: bytes) -> None:
+        """Take a line, and put what has come when that is many."""
+        self._lines.append(line)
+        if len(self._lines) >= _LINES_AT_ONCE:
+            await self.put()
+
+    async def put(self) -> None:
+        """Put what has come."""
+        good, bad = await decode_each(self._lines, _item_decoder, first_index=self._n_lines)
+        self._n_lines += len(self._lines)
+        self._lines.clear()
+        turns = Turns()
         items = []
         for index, item in good:
+            await turns.rest_if_due()
             try:
-                _check_item(worker, item, "$")
+                _check_item(self._worker, item, "$")
                 items.append(item)
             except InvalidRequest as error:
                 bad.append(Rejection(index=index, detail=error.detail, path=error.path))
-        rejected.extend(sorted(bad, key=lambda r: r.index))
+        self.n_rejected += len(bad)
+        self.rejected.extend(sorted(bad, key=lambda r: r.index)[: MAX_REJECTIONS - len(self.rejected)])
         if items:
-            last = await worker.writer.put_items(items)
-            accepted += len(items)
-
-    async for line in read_lines(request, max_bytes=http.max_ndjson_bytes, timeout_s=http.header_timeout_s):
-        lines.append(line)
-        if len(lines) >= _LINES_AT_ONCE:
-            await put()
-    await put()
-    if last:
-        await _applied(worker, last)
-    return AcceptedResponse(accepted=accepted, rejected=rejected)
+            self.last = await self._worker.writer.put_items(items)
+            self.n_accepted += len(items)
+            self.is_hiding |= any(not item.listed for item in items)
 
 
 async def get_items(request: web.Request) -> web.Response:
@@ -123,7 +156,7 @@ async def patch_item(request: web.Request) -> web.Response:
     # Through the wire form, so that a patched item is checked as a put one is.
     item = decode(msgspec.json.encode({**msgspec.to_builtins(old), **fields}), _item_decoder)
     _check_item(worker, item, "$")
-    await _applied(worker, await worker.writer.put_items([item]))
+    _check_hidden(await _applied(worker, await worker.writer.put_items([item])), not item.listed)
     return json_response(item)
 
 
@@ -131,9 +164,7 @@ async def delete_item(request: web.Request) -> web.Response:
     """DELETE /v1/items/{id}: gone from this worker when acknowledged, from every worker within a second."""
     worker = request.app[WORKER]
     item = _item(request)
-    if not await _applied(worker, await worker.writer.delete_item(item.id)):
-        # An acknowledgement promises that this worker serves the item no more; asking again gets it when that is true.
-        raise StoreUnavailable("the item is deleted but not yet gone from this worker; try again")
+    _check_hidden(await _applied(worker, await worker.writer.delete_item(item.id)), True)
     return web.Response(status=204)
 
 
@@ -143,7 +174,7 @@ async def put_users(request: web.Request) -> web.Response:
     raw = await read_body(request, timeout_s=worker.config.http.header_timeout_s)
     rejected: list[Rejection] = []
     if is_ndjson(request):
-        good, rejected = decode_each(raw.split(b"\n"), _user_decoder)
+        good, rejected = await decode_each(raw.split(b"\n"), _user_decoder)
         users = [user for _, user in good]
     else:
         users = _one_or_many(raw, _user_decoder, _users_decoder)
@@ -208,10 +239,20 @@ def _check_item(worker: Worker, item: Item, path: str) -> None:
         raise invalid_field(str(error)) from error
 
 
-async def _applied(worker: Worker, entry_id: str) -> bool:
+def _check_hidden(is_applied: bool, is_hiding: bool) -> None:
+    """Acknowledge what hides items only when this worker serves them no more; asking again gets it when that is true.
+
+    Raises:
+        StoreUnavailable: it may still serve one.
+    """
+    if is_hiding and not is_applied:
+        raise StoreUnavailable("the change is stored but this worker does not show it yet; try again")
+
+
+async def _applied(worker: Worker, entry_id: str, *, timeout_s: float = _OWN_APPLY_TIMEOUT_S) -> bool:
     """Wait until this worker shows a change that is durable already; return whether it does within the time-out."""
     try:
-        async with asyncio.timeout(_OWN_APPLY_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             await worker.follower.apply_own(entry_id)
     except TimeoutError:
         return False

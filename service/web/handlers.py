@@ -51,7 +51,7 @@ async def events(request: web.Request) -> web.Response:
         if accepted.rejected:
             raise InvalidRequest(accepted.rejected[0].detail, path=accepted.rejected[0].path)
         return json_response(accepted, status=202)
-    good, malformed = decode_each(raws, _event_decoder)
+    good, malformed = await decode_each(raws, _event_decoder)
     accepted = await worker.feedback.accept([body for _, body in good])
     unusable = [
         Rejection(index=good[r.index][0], detail=r.detail, path=f"$[{good[r.index][0]}]{r.path[1:]}")

@@ -49,7 +49,9 @@ def invalid_field(message: str) -> InvalidRequest:
     assert match is not None
     path = match["path"] or "$"
     field = _FIELD.search(match["what"])
-    return InvalidRequest(match["what"], path=f"{path}.{field[1]}" if field else path)
+    # What an item itself refuses of its id, msgspec reports at the item.
+    name = field[1] if field else "id" if match["what"].startswith("item id ") and not path.endswith("id") else ""
+    return InvalidRequest(match["what"], path=f"{path}.{name}" if name else path)
 
 
 def problem_response(problem: Problem) -> web.Response:

@@ -93,7 +93,7 @@ class Als:
         """Train and score.
 
         als: trained user vector times item vector, a user whom training has seen. als_fold_in: the user is folded in
-        from the ratings, as one who came after training. content: the trained user and what each item's content says,
+        from the ratings, as one who came after training. new_item: the trained user and what each item's content says,
         as for an item that nobody has met. similar: cosine to the newest rated item.
         """
         embeddings = self.embeddings(ratings)
@@ -104,7 +104,7 @@ class Als:
         return {
             "als": (users @ vectors.T).astype(np.float64),
             "als_fold_in": (fold_in_all(ratings, embeddings) @ vectors.T).astype(np.float64),
-            "content": (users @ from_content.T).astype(np.float64),
+            "new_item": (users @ from_content.T).astype(np.float64),
             "similar": (directions[newest] @ directions.T).astype(np.float64),
         }
 

@@ -14,6 +14,7 @@ from retrieval.embeddings import AlsConfig
 from retrieval.items import Item
 from simulators.retrieval_quality.measure import Draw, K, blended
 from simulators.retrieval_quality.methods import Als, AlsAsShipped, Fresh, ItemItem, Method, Rankings, Scores, Weighting
+from simulators.retrieval_quality.served import AlsoLiked, Content
 from simulators.retrieval_quality.splits import IntArray
 
 BLENDED = ("als", "item_item")
@@ -84,7 +85,7 @@ def choose(draws: Sequence[Draw], items: Sequence[Item], grids: Grids, say: Call
         grids: What is tried.
         say: Told what is going on.
     """
-    methods: list[Method] = [Rankings(), Fresh(items), AlsAsShipped(items)]
+    methods: list[Method] = [Rankings(), Fresh(items), AlsAsShipped(items), AlsoLiked(items), Content(items)]
     tuned: dict[str, Tuned] = {}
     ranked: dict[str, list[IntArray]] = {}
     for grid in (grids.als(items), grids.item_item()):

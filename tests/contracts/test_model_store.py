@@ -70,7 +70,8 @@ async def test_the_holder_of_the_epoch_replaces_checkpoint_and_snapshot(adapters
         await models.save_checkpoint("m", epoch, checkpoint)
         await models.publish_snapshot("m", epoch, _snapshot("0-0", version=version))
     assert await _state(models) == (whole, _snapshot("0-0", version=2), None, None)
-    assert await models.load_progress("m") == LearnerProgress(positions={"0": "5-1"}, weight_norm=2.5)
+    expected = LearnerProgress(positions={"0": "5-1"}, weight_norm=2.5, oldest_open={"0": ""})
+    assert await models.load_progress("m") == expected
     assert await models.load_progress("other") is None
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DUPLICATE_SHARE = 0.2
+# Users come in groups and go before they have consumed the catalogue: an empty slate teaches nothing.
+_GROUP, _GROUP_STEPS, _N_USERS = 9, 90, 900
 _TYPES = ("click", "like", "skip", "purchase", "unheard_of")
 
 
@@ -51,7 +53,8 @@ class Load:
     def recommend(self) -> Any:
         """Ask for a slate; every fourth time under an id of the caller's."""
         self._n += 1
-        body = {"surface": "home", "n": 4, "user_id": f"u{self._rng.randrange(9)}", "context": {"device": "tv"}}
+        user = (self._n // _GROUP_STEPS * _GROUP + self._rng.randrange(_GROUP)) % _N_USERS
+        body = {"surface": "home", "n": 4, "user_id": f"u{user}", "context": {"device": "tv"}}
         if self._n % 4 == 0:
             body["event_id"] = f"own-{self.seed}-{self._n}"
         slate = self.call("/v1/recommend", body)

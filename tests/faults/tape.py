@@ -22,9 +22,11 @@ from service.learn import LearnerLoop
 from service.messages import Checkpoint, JournalEntry, journal_decoder
 from service.metrics import Metrics
 from service.outcomes import OutcomeJoins
+from tests.stack import eventually
 
 MODEL = "films"
 JOURNAL = "hone:{0}:journal"
+_READ_S = 10.0
 
 
 def weights_of(learner: Learner) -> np.ndarray:
@@ -104,7 +106,8 @@ class Tape:
         client = redis.Redis.from_url(self._url, socket_timeout=5.0)
         added = client.xinfo_stream(JOURNAL)["entries-added"]
         client.close()
-        assert len(self.entries) >= added, f"the tape has {len(self.entries)} of {added} entries"
+        # What was added just now is on its way to the tape.
+        eventually(lambda: len(self.entries) >= added, timeout_s=_READ_S, what=f"the tape has {added} entries")
 
 
 class Undisturbed:

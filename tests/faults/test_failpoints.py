@@ -23,6 +23,7 @@ from service.failpoints import FILE_POINTS, POINTS
 from service.messages import Promotion, encode
 from service.model_registry import Manifest, build_artefact
 from tests.faults.site import Site
+from tests.faults.small_index import publish
 from tests.faults.tape import JOURNAL, MODEL
 from tests.stack import eventually
 
@@ -130,6 +131,13 @@ def at_a_promotion(site: Site, case: Case) -> None:
     promote(site, seed=case.point)
     restart_armed(site, case)
     eventually(lambda: is_over(site, case), what=f"{case.failpoint} at a promotion")
+
+
+def at_a_new_index(site: Site, case: Case) -> None:
+    restart_armed(site, case)
+    site.wait_ready(case.process)
+    publish(site.folder / "index", [f"i{n}" for n in range(60)], version=f"{case.point}-{case.action}", kind="exact")
+    eventually(lambda: is_over(site, case), what=f"{case.failpoint} at a new index")
 
 
 def at_an_erasure(site: Site, case: Case) -> None:
@@ -266,6 +274,7 @@ _REACHED: dict[tuple[str, Callable[[Site, Case], None]], tuple[str, ...]] = {
     ("api", while_the_store_is_full): ("feedback.spool", "spool.sync", "spool.synced"),
     ("api", with_a_leftover): ("spool.adopt", "spool.adopt_sync", "spool.adopt_remove"),
     ("api", at_the_end): ("spool.close",),
+    ("api", at_a_new_index): ("index.load", "index.built", "index.served"),
     ("api", at_an_erasure): ("feedback.erase", "feedback.erased"),
     ("learner", under_load): (
         "journal.read",

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -28,8 +29,7 @@ Plant = Callable[[], AbstractContextManager[Any]]
 
 def _no_fsync() -> AbstractContextManager[Any]:
     """Events are acknowledged from a spool that was written and not synced."""
-    real = Spool._write
-    return patch.object(Spool, "_write", lambda self, entry, *, sync: real(self, entry, sync=False))
+    return patch.object(Spool, "_sync", lambda self: None)
 
 
 def _no_name_sync() -> AbstractContextManager[Any]:
@@ -41,8 +41,9 @@ def _acknowledge_before_append() -> AbstractContextManager[Any]:
     """Events are acknowledged while they are on their way to the journal."""
     real = Feedback._journal_or_spool
 
-    async def journal_or_spool(self: Feedback, events: Any) -> None:
-        self._on_its_way = asyncio.get_running_loop().create_task(real(self, events))  # type: ignore[attr-defined]
+    async def journal_or_spool(self: Feedback, requests: Any) -> list[None]:
+        self._on_its_way = asyncio.get_running_loop().create_task(real(self, requests))  # type: ignore[attr-defined]
+        return [None] * len(requests)
 
     return patch.object(Feedback, "_journal_or_spool", journal_or_spool)
 
@@ -50,14 +51,15 @@ def _acknowledge_before_append() -> AbstractContextManager[Any]:
 def _retry_without_id() -> AbstractContextManager[Any]:
     """An event that the store may have taken goes to the spool under another id."""
 
-    async def journal_or_spool(self: Feedback, events: Any) -> None:
-        for event in events:
+    async def journal_or_spool(self: Feedback, requests: Any) -> list[None]:
+        for event in chain.from_iterable(requests):
             partition = self._journal.partition_of(event.event_id or event.user_key)
             try:
                 await self._journal.append(partition, [encode(event)])
             except StoreUnavailable:
                 again = msgspec.structs.replace(event, client_id=f"{event.client_id} again")
-                self._spool.append(SpoolEntry(payload=encode(again), partition=partition), sync=True)
+                self._spool.append_synced([SpoolEntry(payload=encode(again), partition=partition)])
+        return [None] * len(requests)
 
     return patch.object(Feedback, "_journal_or_spool", journal_or_spool)
 
@@ -66,8 +68,8 @@ def _numbers_ignored() -> AbstractContextManager[Any]:
     """The journal takes a spooled entry as often as it comes."""
     real = Spool._write
 
-    def write(self: Spool, entry: SpoolEntry, *, sync: bool) -> SpoolEntry:
-        return msgspec.structs.replace(real(self, entry, sync=sync), number=0)
+    def write(self: Spool, entry: SpoolEntry) -> SpoolEntry:
+        return msgspec.structs.replace(real(self, entry), number=0)
 
     return patch.object(Spool, "_write", write)
 
@@ -77,7 +79,7 @@ def _adopted_in_memory() -> AbstractContextManager[Any]:
     real = Spool._adopt
 
     def adopt(self: Spool, path: Any) -> None:
-        with patch.object(self.__class__, "_write", lambda self, entry, *, sync: entry):
+        with patch.object(self.__class__, "_write", lambda self, entry: entry):
             real(self, path)
 
     return patch.object(Spool, "_adopt", adopt)
@@ -185,8 +187,7 @@ def _late_rewards_learned() -> AbstractContextManager[Any]:
     real = LearnerLoop._learn
 
     def learn(self: LearnerLoop, joined: Any) -> None:
-        object.__setattr__(joined, "kind", "reward")
-        real(self, joined)
+        real(self, msgspec.structs.replace(joined, kind="reward"))
 
     return patch.object(LearnerLoop, "_learn", learn)
 

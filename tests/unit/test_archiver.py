@@ -249,14 +249,14 @@ async def test_an_outage_between_archiving_and_trimming_archives_nothing_twice()
     await world.happen("e0", slot=0)
     with tempfile.TemporaryDirectory() as folder:
         archiver, _ = archiver_of(world, Path(folder))
-        loads, world.models.load_checkpoint = world.models.load_checkpoint, _away  # type: ignore[method-assign]
+        loads, world.models.load_progress = world.models.load_progress, _away  # type: ignore[method-assign]
         for _ in range(2):
             try:
                 await archiver.step()
                 await archiver.flush()
             except StoreUnavailable:
                 pass
-        world.models.load_checkpoint = loads  # type: ignore[method-assign]
+        world.models.load_progress = loads  # type: ignore[method-assign]
         await archiver.flush()
         assert len(archived(Path(folder))) == 1
         with reading(Path(folder)):
@@ -288,6 +288,6 @@ async def test_an_archiver_that_is_told_to_end_while_the_store_is_away_ends_in_g
     async def away(model: str) -> bytes:
         raise StoreUnavailable("away")
 
-    world.models.load_checkpoint = away  # type: ignore[method-assign]
+    world.models.load_progress = away  # type: ignore[method-assign]
     await processes._archive(archiver, stop)
     assert ParquetArchive(tmp_path).position(0) != "0-0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -15,7 +16,7 @@ from service.config import Config, load_config
 from service.count_items import ItemCounting
 from service.count_pairs import PairCounting
 from service.errors import Fenced
-from service.item_pairs import ITEM_PAIRS_STREAM, FollowedPairs
+from service.item_pairs import ITEM_PAIRS_STREAM, FollowedPairs, put_pairs
 from service.messages import ItemPairs
 
 AT = (1_000, 0, 0)
@@ -27,7 +28,7 @@ class Site:
     def __init__(self) -> None:
         self.log = MemoryChangeLog(MemoryStore(lambda: 0))
         self.table = ItemToItem({}, None, {f"i{n}": n for n in range(10_000)}.get)
-        self.followed = FollowedPairs(self.table)
+        self.followed = FollowedPairs(partial(put_pairs, self.table))
 
     async def follow(self) -> list[ItemPairs]:
         entries = await self.log.read({ITEM_PAIRS_STREAM: self.followed.position}, count=10_000, block_ms=0)

@@ -214,7 +214,7 @@ async def test_what_can_be_written_nowhere_is_not_acknowledged(world: World, mon
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(world.spool, "append", full)
+    monkeypatch.setattr(world.spool, "append_synced", full)
     with pytest.raises(OSError, match="No space"):
         await world.feedback.accept([_click()])
     assert await world.recent() == []
@@ -249,14 +249,14 @@ async def test_a_request_that_can_be_written_nowhere_does_not_refuse_others_of_t
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.journal.is_away = True
-    append = world.spool.append
+    append = world.spool.append_synced
 
-    def full(entry: SpoolEntry, *, sync: bool = False) -> None:
-        if b"no-room" in entry.payload:
+    def full(entries: Sequence[SpoolEntry]) -> None:
+        if any(b"no-room" in entry.payload for entry in entries):
             raise OSError("disk full")
-        append(entry, sync=sync)
+        append(entries)
 
-    monkeypatch.setattr(world.spool, "append", full)
+    monkeypatch.setattr(world.spool, "append_synced", full)
     requests = ([_click(id="c1")], [_click(id="no-room"), _click(id="c2")], [_click(id="c3")])
     first, second, third = await asyncio.gather(*map(world.feedback.accept, requests), return_exceptions=True)
     assert isinstance(second, OSError)

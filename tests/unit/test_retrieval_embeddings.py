@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from retrieval.content import content_matrix
-from retrieval.embeddings import AlsConfig, Embeddings, fold_in, train
+from retrieval.embeddings import AlsConfig, Embeddings, Factors, fold_in, train
 from retrieval.items import Item
 
 CONFIG = AlsConfig(factors=8, regularization=0.5, alpha=2.0, iterations=10, n_buckets=64, content_regularization=0.1)
@@ -51,17 +51,39 @@ def test_training_twice_gives_the_same_bits() -> None:
         np.testing.assert_array_equal(getattr(one, field), getattr(two, field))
 
 
+def test_threads_do_not_change_a_bit() -> None:
+    one, three = _train()[0], _train(dataclasses.replace(CONFIG, n_threads=3))[0]
+    np.testing.assert_array_equal(one.item_vectors, three.item_vectors)
+    np.testing.assert_array_equal(one.user_vectors, three.user_vectors)
+
+
 def test_another_seed_gives_other_vectors() -> None:
     one, two = _train()[0], _train(dataclasses.replace(CONFIG, seed=7))[0]
     assert not np.allclose(one.item_vectors, two.item_vectors)
 
 
-def test_progress_counts_up_to_all_rounds() -> None:
+def test_every_round_is_told_and_any_of_them_is_a_start() -> None:
     likes, items = _world()
-    seen: list[tuple[int, int]] = []
     ids, users = [f"i{n}" for n in range(40)], [f"u{n}" for n in range(60)]
-    train(likes, item_ids=ids, user_ids=users, items=items, config=CONFIG, on_progress=lambda *step: seen.append(step))
-    assert seen == [(n, 10) for n in range(1, 11)]
+    told: list[Factors] = []
+
+    def keep(factors: Factors) -> None:
+        told.append(Factors(factors.n_rounds, factors.users.copy(), factors.columns.copy()))
+
+    whole = train(likes, item_ids=ids, user_ids=users, items=items, config=CONFIG, on_round=keep)
+    assert [factors.n_rounds for factors in told] == list(range(1, 11))
+    for start in (told[3], told[9]):
+        resumed = train(likes, item_ids=ids, user_ids=users, items=items, config=CONFIG, start=start)
+        np.testing.assert_array_equal(resumed.item_vectors, whole.item_vectors)
+        np.testing.assert_array_equal(resumed.user_vectors, whole.user_vectors)
+
+
+def test_factors_of_another_size_are_no_start() -> None:
+    likes, items = _world()
+    ids, users = [f"i{n}" for n in range(40)], [f"u{n}" for n in range(60)]
+    wrong = Factors(1, np.zeros((60, 8), np.float32), np.zeros((39, 8), np.float32))
+    with pytest.raises(ValueError, match=r"training must start from factors .*, got .*\(39, 8\) after 1"):
+        train(likes, item_ids=ids, user_ids=users, items=items, config=CONFIG, start=wrong)
 
 
 def test_a_cold_item_is_nearer_to_the_taste_of_its_genre() -> None:

@@ -79,7 +79,7 @@ class Shop:
     def __init__(self, bundles: Path | None, *, n_trained: int = N_TRAINED) -> None:
         self.catalogue = Catalogue(capacity=4)
         self.retriever = Retriever(self.catalogue, load_bundle(bundles) if bundles else None)
-        self.embeddings = self.retriever._bundle.embeddings if self.retriever._bundle else None
+        self.embeddings = self.retriever._vectors.bundle.embeddings if self.retriever._vectors else None
         self.impressions: dict[str, float] = {}
         self.clicks: dict[str, float] = {}
         for n in range(n_trained):

@@ -19,6 +19,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from service.adapters.memory_store import MemoryJournal
 from service.adapters.memory_streams import MemoryStore
@@ -91,7 +92,7 @@ async def test_what_was_appended_reaches_the_journal_in_order(tmp_path: Path) ->
     spool = Spool(tmp_path, journal, Metrics())
     spool.start()
     for n in range(1_000):
-        spool.append(_event(str(n)), sync=n % 400 == 0)
+        spool.append(_event(str(n)))
     await _shipped(spool)
     assert await journal.payloads() == [str(n).encode() for n in range(1_000)]
     await spool.close()
@@ -437,6 +438,48 @@ async def test_a_write_that_was_cut_short_is_taken_back(tmp_path: Path, monkeypa
     await spool.close(timeout_s=0.05)
 
 
+async def test_entries_that_are_synced_together_are_all_taken_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = FlakyJournal()
+    journal.is_away = True
+    spool = Spool(tmp_path, journal, Metrics())
+    spool.start()
+    spool.append(_event("before"))
+    synced: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", synced.append)
+        spool.append_synced([_event("a"), _event("b")])
+    assert len(synced) == 1
+    real, n_writes = os.write, iter(range(9))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda file, record: real(file, record[: 5 if next(n_writes) else None]))
+        with pytest.raises(OSError, match="spool took 5 of"):
+            spool.append_synced([_event("lost"), _event("torn")])
+    assert spool.n_waiting == 3
+    assert [entry.payload for entry in read_entries(spool._path)] == [b"before", b"a", b"b"]
+    await spool.close(timeout_s=0.05)
+
+
+async def test_a_spool_that_ships_no_more_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = FlakyJournal()
+    spool = Spool(tmp_path, journal, Metrics())
+    assert not spool.is_shipping
+    spool.start()
+    assert spool.is_shipping
+
+    async def broken(shipments: object) -> list[Claim | None]:
+        raise TypeError("a mistake of ours")
+
+    monkeypatch.setattr(journal, "ship", broken)
+    spool.append(_event("a"))
+    with capture_logs() as logs:
+        await until(lambda: not spool.is_shipping)
+        await asyncio.sleep(0)
+    assert [(log["event"], log["error"]) for log in logs] == [("spool.stopped", "a mistake of ours")]
+    await spool.close(timeout_s=0.05)
+
+
 FULL_DISK = """
     import asyncio, resource, sys
     from pathlib import Path
@@ -454,7 +497,7 @@ FULL_DISK = """
         taken, refused = 0, 0
         while refused < 3:
             try:
-                spool.append(SpoolEntry(payload=b"%3d" % taken + b"x" * 100), sync=True)
+                spool.append_synced([SpoolEntry(payload=b"%3d" % taken + b"x" * 100)])
                 taken += 1
             except OSError:
                 refused += 1
@@ -550,11 +593,11 @@ async def test_after_a_failed_sync_entries_go_to_another_file(tmp_path: Path) ->
     journal.is_away = True
     spool = Spool(tmp_path, journal, Metrics())
     spool.start()
-    spool.append(_event("before"), sync=True)
+    spool.append_synced([_event("before")])
     (first,) = _files(tmp_path)
     with armed(parse("spool.sync:eio")), pytest.raises(OSError, match="Input/output"):
-        spool.append(_event("refused"), sync=True)
-    spool.append(_event("after"), sync=True)
+        spool.append_synced([_event("refused")])
+    spool.append_synced([_event("after")])
     (second,) = set(_files(tmp_path)) - {first}
     assert [entry.payload for entry in read_entries(first)] == [b"before"]
     assert [entry.payload for entry in read_entries(second)] == [b"after"]
@@ -589,7 +632,7 @@ async def test_a_record_that_cannot_be_taken_back_hides_no_later_entry(
         patch.setattr(os, "ftruncate", refuse)
         with pytest.raises(OSError, match="spool took"):
             spool.append(_event("torn"))
-    spool.append(_event("after"), sync=True)
+    spool.append_synced([_event("after")])
     await spool.close(timeout_s=0.1)
     left = [entry.payload for path in _files(tmp_path) for entry in read_entries(path)]
     assert sorted(left) == [b"after", b"before"]
@@ -608,11 +651,11 @@ async def test_no_entry_is_taken_into_a_second_file_whose_name_is_not_on_disk(tm
     journal.is_away = True
     spool = Spool(tmp_path, journal, Metrics())
     spool.start()
-    spool.append(_event("before"), sync=True)
+    spool.append_synced([_event("before")])
     for failpoint in ("spool.sync:eio", "files.sync_folder:eio"):
         with armed(parse(failpoint)), pytest.raises(OSError, match="Input/output"):
-            spool.append(_event("refused"), sync=True)
-    spool.append(_event("after"), sync=True)
+            spool.append_synced([_event("refused")])
+    spool.append_synced([_event("after")])
     await spool.close(timeout_s=0.05)
     left = [entry.payload for path in _files(tmp_path) for entry in read_entries(path)]
     assert sorted(left) == [b"after", b"before"]
