@@ -20,11 +20,11 @@ def build_generator(*, salt: bytes, purpose: Purpose, surface: str, event_id: st
     for part in (salt, purpose.encode(), surface.encode(), event_id.encode()):
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
-    return np.random.Generator(np.random.Philox(seed=_Key(digest.digest())))
+    return np.random.Generator(np.random.Philox(seed=_Key(digest.digest())))  # type: ignore[arg-type] # its stub knows SeedSequence only
 
 
 class _Key(ISeedSequence):
-    """Gives Philox its key: `Philox(key=...)` would first gather entropy from the system, and take five times longer."""
+    """Gives Philox its key; `Philox(key=...)` would first gather entropy from the system, which takes far longer."""
 
     def __init__(self, key: bytes) -> None:
         self._words = np.frombuffer(key, dtype="<u8").astype(np.uint64, copy=False)

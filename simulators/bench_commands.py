@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from service.cli.settings import settings_of
+from simulators.benchmarks.closed_loop import bench_closed_loop
 from simulators.benchmarks.embeddings import bench_embeddings
 from simulators.benchmarks.learning import bench_learning
 from simulators.benchmarks.ranking import bench_ranking
@@ -72,11 +73,15 @@ def simulators_command(
     obp_python: Annotated[
         Path | None, typer.Option(help="Interpreter that has the Open Bandit Pipeline; left out without one.")
     ] = None,
+    loop_only: Annotated[bool, typer.Option("--loop-only", help="The closed loop alone.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Off-policy evaluation of a long log: rows a second, memory, and the Open Bandit Pipeline on the same file."""
+    """Decisions a second of the closed loop; rows a second of off-policy evaluation beside the Open Bandit Pipeline."""
     with Console(stderr=True).status("starting") as status:
-        figures = bench_simulators(status.update, n_rows=n_rows, pipeline=obp_python)
+        loop = {"closed_loop": bench_closed_loop(status.update)}
+        if loop_only:
+            return _report("closed_loop", loop, as_json=as_json)
+        figures = loop | bench_simulators(status.update, n_rows=n_rows, pipeline=obp_python)
     _report("simulators", figures, as_json=as_json)
 
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+from threadpoolctl import threadpool_limits
+
 from bandit.exploration import Exploration
 from bandit.rules import Rule
 from service.messages import ModelSnapshot
@@ -23,7 +26,7 @@ from simulators.worlds.world import Response, World, WorldSpec
 START_MS = 1_795_000_000_000
 # What runs beside requests gets its turn so often: a service learns within a second.
 _TURN_MS = 1_000
-# The spool's file is written for every decision; in memory, as all else of the loop is, where the system has such a place.
+# The spool writes a file for every decision: in memory, as all else of the loop is, where the system has such a place.
 _MEMORY = Path("/dev/shm")  # noqa: S108 - the folder in it is made by tempfile
 
 OnOutcome = Callable[[Visit, Sequence[int], Response], None]
@@ -119,6 +122,8 @@ def _run(
 ) -> _Ran:
     if n_decisions < 1 or every < 1:
         raise ValueError(f"n_decisions and every must be at least 1, got {n_decisions} and {every}")
+    # As a worker does: small products are not worth the threads.
+    threadpool_limits(1, "blas")
     config = build_config(
         world, exploration=exploration, rules=rules, discovery_share=discovery_share, settings=settings
     )
@@ -133,6 +138,65 @@ def _run(
         )
         loop = _Loop(world.build(seed), service, every=every, on_outcome=on_outcome, on_progress=on_progress)
         return asyncio.run(loop.run(n_decisions))
+
+
+@dataclass(frozen=True, slots=True)
+class TrueValue:
+    """What a policy is worth in a world.
+
+    Attributes:
+        value: Expected reward of a slot.
+        standard_error: Of it, between users.
+        n_decisions: It is the mean of so many.
+        n_users: They were of so many.
+    """
+
+    value: float
+    standard_error: float
+    n_decisions: int
+    n_users: int
+
+
+def true_value(
+    world: WorldSpec,
+    *,
+    exploration: Exploration,
+    frozen: ModelSnapshot,
+    n_decisions: int,
+    seed: int,
+    rules: Sequence[Rule] = (),
+    discovery_share: float = 0.0,
+    settings: ServiceSettings | None = None,
+) -> TrueValue:
+    """Return what a policy on a model that does not learn is worth, from a loop of its own.
+
+    The expected reward of every slate that was shown is known, so only who came and what was drawn is left to chance.
+    For the truth of an estimate take another seed than that of the log, and a world with a seed, so that users and
+    items are the same.
+    """
+    sums: dict[int, tuple[float, int]] = {}
+
+    def count(visit: Visit, numbers: Sequence[int], response: Response) -> None:
+        total, n = sums.get(visit.user, (0.0, 0))
+        sums[visit.user] = (total + float(response.expected.sum()), n + len(numbers))
+
+    run_loop(
+        world,
+        exploration=exploration,
+        n_decisions=n_decisions,
+        seed=seed,
+        every=n_decisions,
+        rules=rules,
+        discovery_share=discovery_share,
+        settings=settings,
+        frozen=frozen,
+        on_outcome=count,
+    )
+    totals, counts = (np.array(column, dtype=np.float64) for column in zip(*sums.values(), strict=True))
+    value = float(totals.sum() / counts.sum())
+    # Of a ratio of sums over users, linearised.
+    error = float(np.sqrt(((totals - value * counts) ** 2).sum()) / counts.sum())
+    return TrueValue(value, error, n_decisions, len(sums))
 
 
 class _Loop:
@@ -192,9 +256,7 @@ class _Loop:
         user_id = f"u{visit.user}"
         event_id = f"{user_id}-{visit.number}"
         attraction = world.attraction(visit)
-        request = RecommendRequest(
-            surface=SURFACE, user_id=user_id, context=world.context(visit), n=world.spec.n_slots
-        )
+        request = RecommendRequest(surface=SURFACE, user_id=user_id, context=world.context(visit), n=world.spec.n_slots)
         answer = await self._service.recommend(request, event_id=event_id)
         numbers = [self._numbers[item.item_id] for item in answer.items]
         response = world.respond(visit, numbers, attraction)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import msgspec
 
 from bandit.exploration import Exploration
 from bandit.features import Feature, FeatureSchema
@@ -54,11 +59,15 @@ def build_config(
     n_candidates = settings.n_candidates or world.churn.n_live
     everything = n_candidates >= world.churn.n_live
     third = max(1, n_candidates // 3)
-    sources = [SourceConfig(name="random", quota=n_candidates)] if everything else [
-        SourceConfig(name="popular", quota=third),
-        SourceConfig(name="under_explored", quota=third),
-        SourceConfig(name="random", quota=n_candidates - 2 * third or 1),
-    ]
+    sources = (
+        [SourceConfig(name="random", quota=n_candidates)]
+        if everything
+        else [
+            SourceConfig(name="popular", quota=third),
+            SourceConfig(name="under_explored", quota=third),
+            SourceConfig(name="random", quota=n_candidates - 2 * third or 1),
+        ]
+    )
     history = [Feature(name="taste", namespace="user", source="recent_genres", kind="weighted", limit=4)]
     own = [
         Feature(name="slot", namespace="position", source="slot"),
@@ -93,3 +102,27 @@ def build_config(
             )
         },
     )
+
+
+def config_text(config: Config, *, data_dir: str) -> str:
+    """Return `hone.toml` of a service as it was simulated, on a store and an archive like anybody's.
+
+    Args:
+        config: what was simulated.
+        data_dir: where its log is.
+    """
+    usual = msgspec.structs.replace(config, data_dir=data_dir, store=StoreConfig(), archive=ArchiveConfig())
+    sections = {name: getattr(usual, name) for name in ("data_dir", "features", "models", "surfaces")}
+    return "".join(f"{name} = {_toml(msgspec.to_builtins(value))}\n" for name, value in sections.items())
+
+
+def _toml(value: Any) -> str:  # noqa: ANN401 - what structs are made of
+    """Return a value as TOML on one line; text, numbers and lists are written as in JSON."""
+    if isinstance(value, dict):
+        fields = (f"{json.dumps(key)} = {_toml(inner)}" for key, inner in value.items() if inner is not None)
+        return f"{{ {', '.join(fields)} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(inner) for inner in value)}]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return {math.inf: "inf", -math.inf: "-inf"}.get(value, "nan")
+    return json.dumps(value)

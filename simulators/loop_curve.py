@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -31,7 +32,7 @@ class LoopRun:
         optimal: Exact expected reward of a slot of the best slate.
         regret: Sum so far of what the best slates would have earned more, in expected rewards of slates.
         skip_rate: Skips of a slot.
-        coverage: Share of the catalogue that was shown at all.
+        coverage: Share of the items that were there that were shown at all.
         discovery_hit_rate: Clicks on what exploration or discovery put into a slot, of a slot.
         explored_share: Share of the slots that exploration or discovery filled.
         new_good_share: Share of the slots with a hit that appeared since the start.
@@ -84,7 +85,7 @@ class LoopRun:
         for column in fields(self):
             value = getattr(self, column.name)
             if isinstance(value, np.ndarray):
-                value = [None if value != value else value for value in value.tolist()]
+                value = [None if math.isnan(number) else number for number in value.tolist()]
             found[column.name] = value
         return {**found, "decisions_per_s": self.decisions_per_s}
 
@@ -119,6 +120,8 @@ class CurveRecorder:
         self._rows: list[list[float]] = []
         self._n = 0
         self._regret = 0.0
+        # The oldest item at the last checkpoint.
+        self._oldest = 0
         self._now = _Interval()
         self._groups = np.zeros(world.tastes.n_groups)
         self._n_clicks: dict[int, int] = {}
@@ -190,7 +193,9 @@ class CurveRecorder:
     def _close(self, elapsed_ms: int) -> None:
         now, slots = self._now, max(1, self._now.n_slots)
         churn = self._world.spec.churn
-        newest = self._world.live(elapsed_ms).stop
+        live = self._world.live(elapsed_ms)
+        newest, n_there = live.stop, live.stop - self._oldest
+        self._oldest = live.start
         # What has just appeared had no time to be found.
         old_enough = [
             number
@@ -207,7 +212,7 @@ class CurveRecorder:
                 now.optimal / slots,
                 self._regret,
                 now.n_skipped / slots,
-                len(now.shown) / self._n_live,
+                len(now.shown) / n_there,
                 now.n_explored_clicked / now.n_explored if now.n_explored else np.nan,
                 now.n_explored / slots,
                 now.n_new_good / slots,

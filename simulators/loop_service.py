@@ -75,9 +75,7 @@ class LoopService:
         log, users = MemoryChangeLog(store), MemoryUserStates(store, config.store)
         self._journal = MemoryJournal(store, n_partitions=config.store.partitions)
         self._models = MemoryModelStore(store)
-        self.items = ItemsView(
-            config.features, Retriever(Catalogue(), None), AttributeColumns(attribute_kinds(config))
-        )
+        self.items = ItemsView(config.features, Retriever(Catalogue(), None), AttributeColumns(attribute_kinds(config)))
         self._served = ServedModel(MODEL, config.model_spec(MODEL), metrics)
         self._frozen = frozen
         live = LiveConfig(config)
@@ -134,7 +132,7 @@ class LoopService:
                 clock=self._clock,
             )
         self._n_written = self._n_learned = self._n_archived = 0
-        self._ranked = ("", "")
+        self._ranked: tuple[str, ...] = ()
         self._ranked_at_ms = self._trimmed_at_ms = start_ms
 
     def _clock(self) -> int:
@@ -174,7 +172,7 @@ class LoopService:
 
     async def turn(self) -> None:
         """Let everything that runs beside requests do what there is to do now."""
-        while self._spool.n_waiting:
+        while self._spool.n_waiting:  # noqa: ASYNC110 - nobody tells when the last one is shipped
             await asyncio.sleep(0)
         if self._frozen is None:
             while self._n_learned < self._n_written:
@@ -230,4 +228,3 @@ class LoopService:
         if state != self._ranked and is_due(self.now_ms, since_ms=self._ranked_at_ms, every_ms=_RANKING_MS):
             self.items.retriever.rankings = self.items.build_rankings(self.now_ms)
             self._ranked, self._ranked_at_ms = state, self.now_ms
-

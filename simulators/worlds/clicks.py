@@ -26,9 +26,7 @@ class ClickModel(Protocol):
             attraction: float64 [n_slots], probability that the item of a slot is clicked by who looks at it.
         """
 
-    def browse(
-        self, attraction: Float64Array, look: Float64Array, like: Float64Array
-    ) -> tuple[BoolArray, BoolArray]:
+    def browse(self, attraction: Float64Array, look: Float64Array, like: Float64Array) -> tuple[BoolArray, BoolArray]:
         """Return which slots were looked at and which of them clicked.
 
         Args:
@@ -85,8 +83,9 @@ class DependentClick:
     after_click: float = 0.6
 
     def __post_init__(self) -> None:
-        """Refuse what is no probability, and clicks that make people go on more than none: the best slate is then
-        not the one in order of attraction.
+        """Refuse what is no probability, and clicks that make people go on more than none.
+
+        The best slate would then not be the one in order of attraction.
 
         Raises:
             ValueError: one of them is.

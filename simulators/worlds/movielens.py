@@ -50,10 +50,12 @@ class MovieLensTasteSpec:
     def features(self) -> list[Feature]:
         """Return what MovieLens published of people and films."""
         return [
-            Feature(name="age", namespace="context", source="age", kind="numeric", edges=[18, 25, 35, 50]),
+            Feature(name="age", namespace="context", source="age", kind="numeric", edges=[18.0, 25.0, 35.0, 50.0]),
             Feature(name="occupation", namespace="context", source="occupation"),
             Feature(name="genre", namespace="item", source="genres", kind="multi", limit=6),
-            Feature(name="year", namespace="item", source="year", kind="numeric", edges=[1970, 1980, 1990, 1995]),
+            Feature(
+                name="year", namespace="item", source="year", kind="numeric", edges=[1970.0, 1980.0, 1990.0, 1995.0]
+            ),
         ]
 
     def build(self, seed: int) -> MovieLensTastes:
@@ -83,9 +85,7 @@ class Fit:
 
     def ratings(self, user: int) -> Float64Array:
         """Return float64 [n_films], what a user would rate."""
-        return np.asarray(
-            self.mean + self.users[user, 0] + self.films[:, 0] + self.films[:, 1:] @ self.users[user, 1:]
-        )
+        return np.asarray(self.mean + self.users[user, 0] + self.films[:, 0] + self.films[:, 1:] @ self.users[user, 1:])
 
 
 def fit_ratings(
@@ -108,8 +108,8 @@ def fit_ratings(
                 gram = design.T @ design + config.regularization * np.eye(1 + k)
                 sides[one][number] = np.linalg.solve(gram, design.T @ (ratings[rows] - mean - fixed[:, 0]))
     fit = Fit(mean, sides[0], sides[1], 0.0)
-    told = mean + sides[0][users, 0] + sides[1][films, 0] + np.einsum(
-        "nk,nk->n", sides[0][users, 1:], sides[1][films, 1:]
+    told = (
+        mean + sides[0][users, 0] + sides[1][films, 0] + np.einsum("nk,nk->n", sides[0][users, 1:], sides[1][films, 1:])
     )
     return Fit(fit.mean, fit.users, fit.films, float(np.sqrt(np.mean((ratings - told) ** 2))))
 
@@ -117,7 +117,9 @@ def fit_ratings(
 class MovieLensTastes:
     """People and films by number: people as MovieLens numbers them, films by year and then by id."""
 
-    def __init__(self, spec: MovieLensTasteSpec, films: list[MovieLensFilm], users: list[MovieLensUser], fit: Fit):
+    def __init__(
+        self, spec: MovieLensTasteSpec, films: list[MovieLensFilm], users: list[MovieLensUser], fit: Fit
+    ) -> None:
         self._spec = spec
         self._films = films
         self._users = users

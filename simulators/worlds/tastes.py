@@ -95,7 +95,9 @@ class ClusterTasteSpec:
 
     def features(self) -> list[Feature]:
         """Return segment and genre, and the hour where there are seasons."""
-        hour = Feature(name="daypart", namespace="context", source="hour", kind="numeric", edges=[4, 8, 12, 16, 20])
+        hour = Feature(
+            name="daypart", namespace="context", source="hour", kind="numeric", edges=[4.0, 8.0, 12.0, 16.0, 20.0]
+        )
         return [
             Feature(name="segment", namespace="context", source="segment"),
             *([hour] if self.season else []),

@@ -180,4 +180,3 @@ class World:
         self._shown.add(visit.user, numbers, now_ms=visit.elapsed_ms)
         self._clicked.add([numbers[slot] for slot in np.flatnonzero(clicked).tolist()], now_ms=visit.elapsed_ms)
         return Response(reactions, self.expected(shown), int(clicked.sum()), int(skipped.sum()))
-
