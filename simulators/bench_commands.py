@@ -74,15 +74,16 @@ def simulators_command(
         Path | None, typer.Option(help="Interpreter that has the Open Bandit Pipeline; left out without one.")
     ] = None,
     loop_only: Annotated[bool, typer.Option("--loop-only", help="The closed loop alone.")] = False,
+    evaluation_only: Annotated[bool, typer.Option("--evaluation-only", help="The evaluation alone.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Decisions a second of the closed loop; rows a second of off-policy evaluation beside the Open Bandit Pipeline."""
     with Console(stderr=True).status("starting") as status:
-        loop = {"closed_loop": bench_closed_loop(status.update)}
+        loop = {} if evaluation_only else {"closed_loop": bench_closed_loop(status.update)}
         if loop_only:
             return _report("closed_loop", loop, as_json=as_json)
         figures = loop | bench_simulators(status.update, n_rows=n_rows, pipeline=obp_python)
-    _report("simulators", figures, as_json=as_json)
+    return _report("evaluation" if evaluation_only else "simulators", figures, as_json=as_json)
 
 
 @bench.command("retrieval", epilog="Example: hone bench retrieval --n-items 1000000 --json")

@@ -43,8 +43,8 @@ class CampaignName(StrEnum):
 
 
 @evaluate.callback(
-    epilog="Examples: hone evaluate --dataset open-bandit --campaign men; "
-    "hone evaluate --log clicks.csv --format csv --map reward=click,propensity=p,target_propensity=q"
+    epilog="Example: hone evaluate --dataset open-bandit --campaign men, or "
+    "hone evaluate --log clicks.csv --format csv --policy column --map reward=click,propensity=p,target_propensity=q"
 )
 def evaluate_command(
     context: typer.Context,

@@ -240,6 +240,7 @@ class ArchiveReplay:
             raise
         n_open = sum(slot.reason not in PLACED for slot in decision.slots)
         if found is None or not n_open:
+            self._policy.forget(decision)
             return
         self._pending[event_id, journal_id] = _Pending(decision, found, n_open)
 

@@ -72,7 +72,8 @@ class DsjsonReplay:
         kind = self._workspace.prediction_type
         if kind not in (PredictionType.ActionProbs, PredictionType.ActionScores):
             raise LogRefused(f"VW's arguments must be of --cb_adf or --cb_explore_adf, got a model of {kind.name}")
-        self._explores = kind is PredictionType.ActionProbs
+        # The binding makes a new object at every look: `is` never holds.
+        self._explores = kind == PredictionType.ActionProbs
         if not self._explores and isinstance(exploration, VwExplorer):
             raise LogRefused("a VW explorer is replayed by its own arguments: --cb_explore_adf ...")
         self._parser = DSJsonFormatParser(self._workspace)

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from bandit.estimators import ActionRows
 from service.cli import app
+from simulators.benchmarks.evaluation import N_ACTIONS, write_log
 from simulators.evaluate_log import LogEvaluation, evaluate_log
 from simulators.logged import csv_blocks
 from simulators.logged.batches import LoggedBatch
@@ -216,3 +217,14 @@ def test_the_command_prints_json_and_exits_1_when_refused(tmp_path: Path) -> Non
     assert "the target policy from csv must be" in " ".join(unknown.output.replace("│", " ").split())
     missing = CliRunner().invoke(app, ["evaluate", "--log", str(tmp_path / "no.csv"), *arguments[3:]])
     assert (missing.exit_code, "no.csv" in missing.stderr) == (1, True)
+
+
+def test_the_log_of_the_benchmark_is_valued_right(tmp_path: Path) -> None:
+    """Within 4 standard errors: a false alarm once in 16,000 seeds."""
+    truth = write_log(tmp_path / "log.csv", 30_000, seed=1)
+    found = evaluate_log(CsvLog(tmp_path / "log.csv", ColumnMap(), n_actions=N_ACTIONS))
+    (ips, *_) = found.lines
+    assert ips.value is not None
+    assert ips.interval is not None
+    assert abs(ips.value - truth) < 4.0 * (ips.interval.upper - ips.interval.lower) / 3.92
+    assert (found.n, found.report.n_rejected) == (30_000, 0)
