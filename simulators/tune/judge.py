@@ -58,12 +58,13 @@ class Gain:
     high: float
     n: int
 
-    def needed(self, *, goal: float) -> float:
+    def needed(self, *, goal: float, least: float = 0.0) -> float:
         """Return about how many n it takes until the bound on the side of the goal passes it; infinite when never.
 
-        The width of a bound shrinks as one over the root of n; the estimate is taken as the truth.
+        The width of a bound shrinks as one over the root of n; the estimate is taken as the truth, but for one that is
+        nearer to the goal than `least`: so small a difference nobody wants to see.
         """
-        distance = abs(self.value - goal)
+        distance = max(abs(self.value - goal), least)
         width = self.high - self.value if self.value < goal else self.value - self.low
         if distance == 0.0 or not math.isfinite(width):
             return math.inf
@@ -238,7 +239,7 @@ def _needed(one: Evidence, limits: Limits) -> tuple[int | None, int | None]:
     if one.price is not None and one.price.low <= -limits.budget:
         decisions = _whole(one.price.needed(goal=-limits.budget), one.price.n)
     if one.long_run.low <= 0.0 <= one.long_run.high:
-        seeds = _whole(one.long_run.needed(goal=0.0), one.long_run.n)
+        seeds = _whole(one.long_run.needed(goal=0.0, least=limits.tolerance), one.long_run.n)
     return decisions, seeds
 
 

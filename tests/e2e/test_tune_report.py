@@ -102,8 +102,8 @@ def test_figures_hold_what_the_report_shows_and_nothing_that_json_lacks(found: S
 
 
 def test_estimates_of_the_simulated_log_are_near_the_true_values(found: Study) -> None:
-    errors = [found.relative_errors(one) for one in CANDIDATES]
-    # A short log may not carry them all.
-    known = [of_one["sn_rips"] for of_one in errors if "sn_rips" in of_one]
-    assert len(known) >= 2
-    assert max(known) < 0.35
+    errors = [found.relative_errors(one) for one in CANDIDATES[:3]]
+    # A short log carries few values of whole slates, and what one slot would earn of all three.
+    assert max(of_one["one_slot"] for of_one in errors) < 0.35
+    assert max(of_one.get("sn_rips", 0.0) for of_one in errors) < 0.35
+    assert all(value.value is None for value in found.sample.values[CANDIDATES[3]].panel)
