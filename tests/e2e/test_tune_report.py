@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(
 def found(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """A study of a small log and few short runs."""
     world = churning_world()
-    sample = make_sample(Sample(world, CANDIDATES[0], n_learned=200, n_logged=250), tmp_path_factory.mktemp("tune"))
+    sample = make_sample(Sample(world, CANDIDATES[0], n_learned=200, n_logged=500), tmp_path_factory.mktemp("tune"))
     with ThreadPoolExecutor(1) as pool:
         return study(
             CANDIDATES,

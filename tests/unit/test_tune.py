@@ -209,7 +209,7 @@ def test_what_may_earn_less_is_not_told_and_it_is_said_how_many_more_runs_it_tak
 
 def test_of_what_hardly_differs_it_is_said_what_it_takes_to_see_a_difference_of_the_tolerance() -> None:
     found = judged(evidence(rate(0.2), (0.0001, -0.02, 0.02)))
-    assert found.more_seeds == 30
+    assert found.more_seeds == 31
 
 
 def test_a_price_that_may_be_over_the_budget_is_not_told_and_it_is_said_how_much_more_log_it_takes() -> None:
