@@ -15,6 +15,7 @@ from bandit.exploration import Epsilon
 from bandit.intervals import Interval
 from simulators.panel import PanelLine
 from simulators.tune.candidates import Candidate
+from simulators.tune.judge import pareto_front
 from simulators.tune.study import Study
 
 CURVES = (
@@ -145,10 +146,12 @@ def plot_front(study: Study) -> Figure:
     def right(one: Candidate) -> float:
         return by_candidate[one].discovery if has_new else by_candidate[one].coverage
 
-    front = sorted(study.verdict.front, key=right)
+    front = sorted(pareto_front({one: (values[one], right(one)) for one in run}), key=right)
     joined = {"mode": "lines", "line": {"color": "#b0b8c0", "dash": "dash"}, "hoverinfo": "skip"}
     plots.add_trace(
-        Scatter(x=[right(one) for one in front], y=[values[one] for one in front], name="front", **joined), row=1, col=1
+        Scatter(x=[right(one) for one in front], y=[values[one] for one in front], name="front of these two", **joined),
+        row=1,
+        col=1,
     )
     for one in run:
         found = by_candidate[one]
