@@ -284,8 +284,8 @@ def _sentence(word: Word, challenger: Evidence, incumbent: Evidence, decisions: 
 def _reason(word: Word, challenger: Evidence, incumbent: Evidence, limits: Limits) -> str:
     name = challenger.candidate.name
     parts = [
-        f"Of what is within {limits.tolerance:.0%} of the best long-run reward that was tried, {name} discovers and "
-        f"shows most: new hits fill {_share(challenger.discovery)} of its slots ({_share(incumbent.discovery)} now), "
+        f"Of all else that is within {limits.tolerance:.0%} of the best long-run reward, {name} discovers and shows "
+        f"most: new hits fill {_share(challenger.discovery)} of its slots ({_share(incumbent.discovery)} now), "
         f"and it shows {_share(challenger.coverage)} of the catalogue ({_share(incumbent.coverage)} now)."
     ]
     if challenger.price is None:
