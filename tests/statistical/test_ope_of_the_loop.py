@@ -33,6 +33,8 @@ LOGGING = Epsilon(rate=0.3, uniform_share=0.5, shortlist=6)
 TARGET = Epsilon(rate=0.1, uniform_share=0.5, shortlist=6)
 FAR = Epsilon(rate=1.0, uniform_share=1.0)
 ESTIMATORS = ("slate_ips", "rips", "iips")
+# A log whose mean weight is by chance too far from 1 is refused.
+MOST_REFUSED = 0.1
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def truth(model: ModelSnapshot, exploration: Exploration, *, n_decisions: int) -
 
 
 def bounds(folder: Path, model: ModelSnapshot, *, seed: int, n_decisions: int) -> dict[str, tuple[float, float]]:
-    """Return the interval of each estimator from one log."""
+    """Return the interval of each estimator that one log is not refused by."""
     run_loop(
         WORLD,
         exploration=LOGGING,
@@ -75,7 +77,8 @@ def bounds(folder: Path, model: ModelSnapshot, *, seed: int, n_decisions: int) -
 
 def n_inside(found: list[dict[str, tuple[float, float]]], name: str, value: float, error: float) -> int:
     """Count the intervals that hold the truth, give or take two standard errors of the truth itself."""
-    return sum(one[name][0] - 2.0 * error <= value <= one[name][1] + 2.0 * error for one in found)
+    given = [one[name] for one in found if name in one]
+    return sum(lower - 2.0 * error <= value <= upper + 2.0 * error for lower, upper in given)
 
 
 def check(folder: Path, model: ModelSnapshot, *, n_runs: int, n_decisions: int) -> None:
@@ -86,10 +89,14 @@ def check(folder: Path, model: ModelSnapshot, *, n_runs: int, n_decisions: int) 
     found = [bounds(folder / str(seed), model, seed=seed, n_decisions=n_decisions) for seed in range(n_runs)]
     value, error = truth(model, TARGET, n_decisions=max(1_500, 5 * n_decisions))
     far, far_error = truth(model, FAR, n_decisions=300)
-    fewest = int(stats.binom.ppf(ALPHA, n_runs, CONFIDENCE))
-    counts = {name: n_inside(found, name, value, error) for name in ESTIMATORS}
-    assert min(counts.values()) >= fewest, (counts, value, found)
-    assert max(n_inside(found, name, far, far_error) for name in ESTIMATORS) < fewest
+    for name in ESTIMATORS:
+        n_given = sum(name in one for one in found)
+        assert n_given >= (1.0 - MOST_REFUSED) * n_runs, (name, n_given)
+        fewest = int(stats.binom.ppf(ALPHA, n_given, CONFIDENCE))
+        n_held = n_inside(found, name, value, error)
+        print(f"{name}: {n_held} of {n_given} intervals hold {value:.4f} +- {error:.4f}")  # noqa: T201
+        assert n_held >= fewest, (name, value, found)
+        assert n_inside(found, name, far, far_error) < fewest, (name, far, found)
 
 
 def test_estimates_from_a_few_logs_hold_the_closed_loop_truth(tmp_path: Path, model: ModelSnapshot) -> None:
