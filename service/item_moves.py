@@ -2,8 +2,9 @@
 
 What may be due is noted when counts arrive, and done in steps: a vector costs an index milliseconds. Moved are items
 that the training has not met, and young ones that it has hardly met, whenever so many more users like them that it
-matters. What few people like after a long time is not new: the training knows that, and its vector stays. A vector is a function of the bundle, the item and its counts, so workers agree, in whatever order they
-heard of the items.
+matters. What few people like after a long time is not new: the training knows that, and its vector stays.
+
+A vector is a function of the bundle, the item and its counts; it does not depend on which items were moved before.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How soon a new item is found: content alone, folded in from live counts, trained again; on MovieLens 100k. Pure.
+"""How soon a new item is found: by content, folded in from live counts, trained again; on MovieLens 100k. Pure.
 
 Films are taken out of the training ratings, all but their first n positives. What a worker knows of these n is what the
 one writer counts: the production counter is fed all positives in their order of time.
@@ -68,6 +68,13 @@ class NewItemsReport:
     n_seeds: int
     figures: dict[int, dict[str, dict[str, Figure]]]
     gains: dict[int, dict[str, Figure]]
+
+    @property
+    def holds(self) -> bool:
+        """Return whether folding in is never worse than content, and better than by the likes of other users."""
+        return all(
+            gain["content"].mean >= 0.0 and (n == 0 or gain["of_others"].mean > 0.0) for n, gain in self.gains.items()
+        )
 
 
 def evaluate_new_items(
