@@ -55,7 +55,7 @@ class NewItemsReport:
         n_users: Users.
         n_items: Films, the new ones included.
         n_new: Films taken out.
-        n_seeds: Draws of the split, the new films and the negatives.
+        n_draws: Draws of the split, the new films and the negatives.
         figures: By the number of interactions, then the way, then the metric: `hit_rate`, of the test ratings of new
             films among 99 films that the user did not rate, at 10; `recall`, of all test ratings in the full ranking,
             at 10.
@@ -65,7 +65,7 @@ class NewItemsReport:
     n_users: int
     n_items: int
     n_new: int
-    n_seeds: int
+    n_draws: int
     figures: dict[int, dict[str, dict[str, Figure]]]
     gains: dict[int, dict[str, Figure]]
 
@@ -100,7 +100,7 @@ def evaluate_new_items(
         n_users=ratings.n_users,
         n_items=ratings.n_items,
         n_new=config.n_new,
-        n_seeds=n_seeds,
+        n_draws=n_seeds,
         figures={
             n: {way: {m: figure([one[n][way][m] for one in found]) for m in METRICS} for way in WAYS}
             for n in config.n_interactions
