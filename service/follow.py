@@ -33,7 +33,7 @@ _BATCH = 1_000
 _BLOCK_MS = 1_000
 _RETRY_S = 0.2
 # Vectors moved between two looks at the streams.
-_MOVE_STEPS = 16
+_MOVE_STEPS = 4
 
 # While a snapshot is loaded its stream is not read; the others are looked after so often.
 _LOADING_BLOCK_MS = 20
@@ -164,14 +164,14 @@ class Follower:
                 self._after[entry.stream] = entry.entry_id
             elif entry.stream not in self._loads:
                 self._apply_delta(entry)
+        self._metrics.catalogue_items.set(len(self._items.catalogue))
+        async with self._applied:
+            self._applied.notify_all()
         for _ in range(_MOVE_STEPS):
             if not self._items.n_moves:
                 break
             await turns.rest_if_due()
             self._metrics.item_vectors_moved.inc(self._items.move_step())
-        self._metrics.catalogue_items.set(len(self._items.catalogue))
-        async with self._applied:
-            self._applied.notify_all()
         waiting = self._loads.keys() & self._n_loads.keys()
         awaited = [task for stream, task in self._loads.items() if stream not in waiting]
         if awaited and not block_ms:
