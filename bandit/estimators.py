@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bandit.support import Float64Array, Support
+from bandit.support import Float64Array, Support, refusal_of
 
 Ratio = tuple[Float64Array, Float64Array]
 
@@ -49,10 +49,7 @@ class Estimate:
     @property
     def refusal(self) -> str | None:
         """Return why the value must not be used, None when it may be."""
-        for slot, support in enumerate(self.supports):
-            if reason := support.refusal:
-                return reason if len(self.supports) == 1 else f"{reason} (slot {slot})"
-        return None
+        return refusal_of(self.supports)
 
     def columns(self) -> Float64Array:
         """Return float64 [n, 2 + 2 * ratios]: ones, terms, then numerators and denominators.

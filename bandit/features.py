@@ -6,6 +6,7 @@ import bisect
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -147,7 +148,7 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         raise UnfitValue(message, source=self.source)
 
 
-class FeatureSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FeatureSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """Every feature and every interaction of a model.
 
     Attributes:
@@ -191,7 +192,7 @@ class FeatureSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         if len(set(self.interactions)) < len(self.interactions):
             raise ValueError(f"interactions must not repeat, got {self.interactions}")
 
-    @property
+    @cached_property
     def version(self) -> str:
         """12 hexadecimal digits that change with any declaration; a model serves one version only."""
         canonical = msgspec.json.encode(self, order="deterministic")
@@ -199,8 +200,7 @@ class FeatureSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def sources(self, namespace: Namespace) -> frozenset[str]:
         """Return the keys that the features of a namespace read."""
-        of_namespace = [feature for feature in self.features if feature.namespace == namespace]
-        return frozenset(key for feature in of_namespace for key in (feature.source, feature.per) if key)
+        return self._sources[namespace]
 
     def named(self, namespace: Namespace, record: Record) -> dict[str, float]:
         """Return the named features of one namespace of one record.
@@ -209,14 +209,22 @@ class FeatureSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             UnfitValue: a value is not of its declared kind.
         """
         named: dict[str, float] = {}
-        for feature in self.features:
-            if feature.namespace == namespace:
-                named.update(feature.encode(feature.value_in(record)))
+        for feature in self._of[namespace]:
+            named.update(feature.encode(feature.value_in(record)))
         return named
 
     def encode(self, namespace: Namespace, record: Record) -> Encoded:
         """Return the hashed features of one namespace of one record."""
         return encode(namespace, self.named(namespace, record))
+
+    # What follows from the declarations is worked out once, not with every request.
+    @cached_property
+    def _of(self) -> dict[Namespace, list[Feature]]:
+        return {n: [f for f in self.features if f.namespace == n] for n in NAMESPACE_LETTERS}  # type: ignore[misc]
+
+    @cached_property
+    def _sources(self) -> dict[Namespace, frozenset[str]]:
+        return {n: frozenset(k for f in of for k in (f.source, f.per) if k) for n, of in self._of.items()}
 
 
 def attribute_shares(items: Sequence[Record], source: str, *, limit: int) -> dict[str, float]:

@@ -50,9 +50,23 @@ class Discovery(
         whole, fraction = divmod(self.share * n_slots, 1.0)
         extra = fraction > 0.0 and bool(rng.random() < fraction)
         count = int(whole) + extra
-        number_probability = 1.0 if fraction == 0.0 else (fraction if extra else 1.0 - fraction)
         positions = tuple(sorted(rng.permutation(n_slots)[:count].tolist()))
-        return positions, number_probability / math.comb(n_slots, count)
+        return positions, self.count_pmf(n_slots)[count] / math.comb(n_slots, count)
+
+    def count_pmf(self, n_slots: int) -> dict[int, float]:
+        """Return the probability of every number of positions that may be reserved.
+
+        >>> Discovery(share=0.25).count_pmf(10)
+        {2: 0.5, 3: 0.5}
+        """
+        whole, fraction = divmod(self.share * n_slots, 1.0)
+        if fraction == 0.0:
+            return {int(whole): 1.0}
+        return {int(whole): 1.0 - fraction, int(whole) + 1: fraction}
+
+    def positions_probability(self, positions: Collection[int], n_slots: int) -> float:
+        """Return the probability with which `draw_positions` gives exactly these positions."""
+        return self.count_pmf(n_slots).get(len(positions), 0.0) / math.comb(n_slots, len(positions))
 
 
 class Sponsored(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,3 +113,11 @@ class Support:
             "mean_weight_se": self.mean_weight_se,
             "clipped_share": self.clipped_share,
         }
+
+
+def refusal_of(supports: Sequence[Support]) -> str | None:
+    """Return why an estimate on these supports, one per slot, must not be used, None when it may be."""
+    for slot, support in enumerate(supports):
+        if reason := support.refusal:
+            return reason if len(supports) == 1 else f"{reason} (slot {slot})"
+    return None

@@ -65,12 +65,17 @@ class Encoded:
     values: Float32Array
 
 
+_NO_FEATURES = Encoded(names=(), indices=np.zeros(0, dtype=np.uint32), values=np.zeros(0, dtype=np.float32))
+
+
 def encode(namespace: str, features: Mapping[str, float]) -> Encoded:
     """Hash named features of one namespace; features with value 0 are left out, as VW would.
 
     Raises:
         ValueError: a value is not finite in float32.
     """
+    if not features:
+        return _NO_FEATURES
     with np.errstate(over="ignore"):
         values = np.fromiter(features.values(), dtype=np.float32, count=len(features))
     if not np.isfinite(values).all():

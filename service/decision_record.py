@@ -48,8 +48,13 @@ def unpack_actions(candidates: CandidateList) -> ActionSet:
     return ActionSet(ids=candidates.ids, scores=scores, columns=columns)
 
 
-def walk_of(decision: Decision) -> SlateWalk:
-    """Return the walk that a decision was drawn on, before its first slot."""
+def walk_of(decision: Decision, *, explorer: ExplorerPmf | None = None) -> SlateWalk:
+    """Return the walk that a decision was drawn on, before its first slot.
+
+    Args:
+        decision: the record.
+        explorer: asked by a `VwExplorer` policy in place of what the record says of it.
+    """
     return SlateWalk(
         actions=unpack_actions(decision.candidates),
         exploration=decision.exploration,
@@ -57,7 +62,7 @@ def walk_of(decision: Decision) -> SlateWalk:
         now_ms=decision.decided_at_unix_ms,
         n_slots=decision.n_requested,
         discovery_positions=decision.discovery_positions,
-        explorer=_logged_explorer(decision) if isinstance(decision.exploration, VwExplorer) else None,
+        explorer=(explorer or _logged_explorer(decision)) if isinstance(decision.exploration, VwExplorer) else None,
     )
 
 

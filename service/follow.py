@@ -113,9 +113,12 @@ class Follower:
         for stream in self._served:
             await self._load_snapshot(stream, otherwise="0-0")
         self._n_loads.clear()
-        more = True
-        while more:
-            more = bool(await self._read(block_ms=0))
+        await self.apply_waiting()
+
+    async def apply_waiting(self) -> None:
+        """Apply what is in the streams now, and return at their present end; not while `run` follows them."""
+        while await self._read(block_ms=0):
+            pass
 
     async def run(self) -> None:
         """Follow for ever; failed reads are counted and tried again."""

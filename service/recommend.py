@@ -63,6 +63,8 @@ class Recommender:
     Args:
         clock: unix milliseconds.
         salt: secret key of randomness and user keys.
+        new_event_id: names a decision made at a time whose caller named none.
+        timer: seconds, for the latencies that are logged.
     """
 
     def __init__(
@@ -78,6 +80,8 @@ class Recommender:
         metrics: Metrics,
         clock: Callable[[], int],
         salt: bytes,
+        new_event_id: Callable[[int], str] = build_event_id,
+        timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._live = live
         # What cannot change live.
@@ -92,6 +96,8 @@ class Recommender:
         self._metrics = metrics
         self._clock = clock
         self._salt = salt
+        self._new_event_id = new_event_id
+        self._timer = timer
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Answer one request.
@@ -102,11 +108,11 @@ class Recommender:
         """
         effective = self._live.current
         surface = self._check(request, effective.config)
-        started = time.perf_counter()
+        started = self._timer()
         now_ms = self._clock()
         degraded: list[str] = []
         state = await self._fetch_state(request.user_id, degraded)
-        fetched = time.perf_counter()
+        fetched = self._timer()
         decision = self._decide(request, effective, state, now_ms, degraded)
         decision.latency_ms["state"] = (fetched - started) * 1e3
         return await self._record(request, surface, decision)
@@ -141,9 +147,9 @@ class Recommender:
     ) -> Decision:
         """Retrieve, score and draw: no await from here to the spool."""
         surface = effective.config.surfaces[request.surface]
-        event_id = request.event_id or build_event_id(now_ms)
+        event_id = request.event_id or self._new_event_id(now_ms)
         model = self._models[self._model_of(request, surface, event_id)]
-        watch = _Stopwatch()
+        watch = _Stopwatch(self._timer)
         running = self._running(surface, now_ms)
         query = self._query(request, surface, state, [row for _, row in running], now_ms)
         shown = state_showings(state, schema=self._schema, now_ms=now_ms)
@@ -383,11 +389,12 @@ class Recommender:
 
 
 class _Stopwatch:
-    def __init__(self) -> None:
+    def __init__(self, timer: Callable[[], float]) -> None:
         self.laps_ms: dict[str, float] = {}
-        self._last = time.perf_counter()
+        self._timer = timer
+        self._last = timer()
 
     def lap(self, name: str) -> None:
-        now = time.perf_counter()
+        now = self._timer()
         self.laps_ms[name] = (now - self._last) * 1e3
         self._last = now

@@ -70,7 +70,7 @@ class CandidateFeatures:
     """
 
     def __init__(self, schema: FeatureSchema, items: ItemHistory) -> None:
-        self._schema = schema
+        self.schema = schema
         self._items = items
         self._table = ItemFeatureTable(schema)
         # An item object is one version of an item, kept alive by the history.
@@ -91,16 +91,16 @@ class CandidateFeatures:
             rows[place] = self._row(item)
         codes = np.frombuffer(candidates.sources, dtype=np.uint8)
         columns: dict[str, Column] = {"source": CategoryColumn(codes=codes, names=candidates.source_names)}
-        for name in self._schema.sources("dynamic") & candidates.columns.keys():
+        for name in self.schema.sources("dynamic") & candidates.columns.keys():
             dtype, packed = candidates.columns[name]
             columns[name] = np.frombuffer(packed, dtype=np.dtype(dtype))
-        return {"item": self._table.take(rows), "dynamic": encode_dynamic(self._schema, columns, len(rows))}
+        return {"item": self._table.take(rows), "dynamic": encode_dynamic(self.schema, columns, len(rows))}
 
     def _row(self, item: Item) -> int:
         row = self._rows.get(id(item))
         if row is None:
             row = self._rows[id(item)] = len(self._rows)
-            self._table.put(row, self._schema.named("item", item_record(item)))
+            self._table.put(row, self.schema.named("item", item_record(item)))
         return row
 
 

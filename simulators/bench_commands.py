@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
@@ -10,6 +11,8 @@ import typer
 from rich.console import Console
 
 from service.cli.settings import settings_of
+from service.logs import configure_logs
+from simulators.benchmarks.closed_loop import bench_closed_loop
 from simulators.benchmarks.embeddings import bench_embeddings
 from simulators.benchmarks.learning import bench_learning
 from simulators.benchmarks.ranking import bench_ranking
@@ -17,6 +20,7 @@ from simulators.benchmarks.report import save_result
 from simulators.benchmarks.retraining import bench_retraining
 from simulators.benchmarks.retrieval import bench_retrieval, bench_retrieval_large
 from simulators.benchmarks.service import bench_service
+from simulators.benchmarks.simulators import bench_simulators
 from simulators.load import closed_loop, open_loop, recommend_requests
 
 bench = typer.Typer(no_args_is_help=True, help="Benchmarks: run now, print, save JSON under tests/benchmarks/results.")
@@ -62,6 +66,26 @@ def retraining_command(as_json: AsJson = False) -> None:
     with Console(stderr=True).status("starting") as status:
         figures = bench_retraining(status.update)
     _report("retraining", figures, as_json=as_json)
+
+
+@bench.command("simulators", epilog="Example: hone bench simulators --obp-python obp/bin/python --json")
+def simulators_command(
+    n_rows: Annotated[int, typer.Option(min=100_000, help="Rows of the log that is evaluated.")] = 10_000_000,
+    obp_python: Annotated[
+        Path | None, typer.Option(help="Interpreter that has the Open Bandit Pipeline; left out without one.")
+    ] = None,
+    loop_only: Annotated[bool, typer.Option("--loop-only", help="The closed loop alone.")] = False,
+    evaluation_only: Annotated[bool, typer.Option("--evaluation-only", help="The evaluation alone.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Decisions a second of the closed loop; rows a second of off-policy evaluation beside the Open Bandit Pipeline."""
+    configure_logs("warning", process="bench")
+    with Console(stderr=True).status("starting") as status:
+        loop = {} if evaluation_only else {"closed_loop": bench_closed_loop(status.update)}
+        if loop_only:
+            return _report("closed_loop", loop, as_json=as_json)
+        figures = loop | bench_simulators(status.update, n_rows=n_rows, pipeline=obp_python)
+    return _report("evaluation" if evaluation_only else "simulators", figures, as_json=as_json)
 
 
 @bench.command("retrieval", epilog="Example: hone bench retrieval --n-items 1000000 --json")

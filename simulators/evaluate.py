@@ -7,18 +7,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from bandit.confidence_sequence import ConfidenceSequence
-from bandit.estimators import (
-    ActionRows,
-    Estimate,
-    clipped_ips,
-    direct_method,
-    doubly_robust,
-    ips,
-    self_normalised_doubly_robust,
-    shrunk_doubly_robust,
-    snips,
-    switch_doubly_robust,
-)
+from bandit.estimators import ActionRows, Estimate, ips
 from bandit.intervals import Interval, clopper_pearson, cluster_bootstrap, cluster_sums, empirical_bernstein
 from bandit.support import Float64Array, Support
 from simulators.datasets.fetch import Fetched
@@ -31,13 +20,10 @@ from simulators.logged.open_bandit import (
     uniform_pmf,
 )
 from simulators.logged.schema import LoggedBandit
+from simulators.panel import BOOTSTRAP_SEED, action_panel
 
-CLIPS = (10.0, 20.0, 50.0)
-SWITCH_THRESHOLD = 10.0
-SHRINKAGE = 100.0
 # Rows at the mean click rate that are added to each action's own, so that an action shown twice is not believed.
 PRIOR_ROWS = 100.0
-BOOTSTRAP_SEED = 12345
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +98,7 @@ def evaluate_open_bandit(files: Fetched, *, campaign: Campaign, reverse: bool) -
 
 
 def _lines(rows: ActionRows, *, clusters: np.ndarray, truth: float) -> tuple[Line, ...]:
-    panel: dict[str, Estimate] = {"ips": ips(rows), "snips": snips(rows)}
-    panel |= {f"clipped_ips({clip:g})": clipped_ips(rows, clip=clip) for clip in CLIPS}
-    panel |= {
-        "dm": direct_method(rows),
-        "dr": doubly_robust(rows),
-        "sndr": self_normalised_doubly_robust(rows),
-        f"switch_dr({SWITCH_THRESHOLD:g})": switch_doubly_robust(rows, threshold=SWITCH_THRESHOLD),
-        f"dr_os({SHRINKAGE:g})": shrunk_doubly_robust(rows, shrinkage=SHRINKAGE),
-    }
+    panel = action_panel(rows)
     n_clusters = int(clusters.max()) + 1
     sums = [cluster_sums(estimate, clusters=clusters, n_clusters=n_clusters) for estimate in panel.values()]
     intervals = cluster_bootstrap(sums, rng=np.random.default_rng(BOOTSTRAP_SEED))

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import os
 from enum import StrEnum
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, NoReturn
 
 import orjson
 import typer
 
+from service.cli.settings import settings_of
 from simulators.datasets import fetch as fetching
 from simulators.evaluate import Evaluation, as_figures, evaluate_open_bandit
+from simulators.evaluate_log import LogSource, evaluate_log
+from simulators.evaluate_sources import (
+    LogFormat,
+    LogRequest,
+    PolicyName,
+    Unanswerable,
+    build_source,
+    parse_position_weights,
+)
+from simulators.logged.import_report import LogRefused
 from simulators.logged.open_bandit import OPEN_BANDIT
 
 evaluate = typer.Typer(invoke_without_command=True, help="Estimate a policy's value from another policy's log.")
@@ -30,27 +42,96 @@ class CampaignName(StrEnum):
     WOMEN = "women"
 
 
-@evaluate.callback(epilog="Example: hone evaluate --dataset open-bandit --campaign men")
+@evaluate.callback(
+    epilog="Example: hone evaluate --dataset open-bandit --campaign men, or "
+    "hone evaluate --log clicks.csv --format csv --policy column --map reward=click,propensity=p,target_propensity=q"
+)
 def evaluate_command(
-    dataset: Annotated[DatasetName, typer.Option(help="Whose logs.")] = DatasetName.OPEN_BANDIT,
-    campaign: Annotated[CampaignName, typer.Option(help="Which campaign.")] = CampaignName.ALL,
+    context: typer.Context,
+    dataset: Annotated[DatasetName, typer.Option(help="Whose logs, without --log.")] = DatasetName.OPEN_BANDIT,
+    campaign: Annotated[CampaignName, typer.Option(help="Which campaign of the data set.")] = CampaignName.ALL,
     reverse: Annotated[
         bool, typer.Option("--reverse", help="Uniform from the Thompson sampling log, in place of the other way.")
     ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Use the cache folder only.")] = False,
+    log: Annotated[Path | None, typer.Option(help="A log to evaluate: a file, or the folder of an archive.")] = None,
+    log_format: Annotated[LogFormat, typer.Option("--format", help="Of the log.")] = LogFormat.ARCHIVE,
+    policy: Annotated[
+        PolicyName,
+        typer.Option(
+            help="Target policy. archive: uniform, greedy, epsilon, logged, configured (of --surface); dsjson: uniform,"
+            " greedy, epsilon (by the logged pmf), column; csv: column, pmf, uniform; open-bandit: pmf, uniform."
+        ),
+    ] = PolicyName.UNIFORM,
+    rate: Annotated[float | None, typer.Option(help="Exploration rate of epsilon.")] = None,
+    surface: Annotated[str, typer.Option(help="Of an archive's decisions; all by default.")] = "",
+    columns: Annotated[str, typer.Option("--map", help="CSV columns: reward=click,propensity=p,...")] = "",
+    n_actions: Annotated[int, typer.Option(help="CSV: how many actions, numbered from 0; 0 for unknown.")] = 0,
+    target_pmf: Annotated[
+        Path | None, typer.Option(help="CSV: file with action, probability and, if wanted, position.")
+    ] = None,
+    position_weights: Annotated[str, typer.Option(help="What a reward is worth by slot: 1,0.7,...; else 1.")] = "",
+    any_order: Annotated[bool, typer.Option("--any-order", help="The log may be out of the order of time.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
 ) -> None:
-    """Estimate one policy's click rate from the other's log, beside its click rate in its own.
+    """Estimate a policy's value from another policy's log: of a data set, or with --log of your own.
 
-    Support and weights come first. When the log cannot carry the estimate, no value is printed: the reason is, and the
-    exit code is 1.
+    What was read, support and weights come first. When the log cannot carry the estimate, no value is printed: the
+    reason is, and the exit code is 1. A log of any length needs the memory of a batch.
     """
+    if log is None:
+        _evaluate_dataset(dataset, campaign, reverse=reverse, offline=offline, as_json=as_json)
+        return
+    try:
+        request = LogRequest(
+            path=log,
+            log_format=log_format,
+            policy=policy,
+            rate=rate,
+            columns=columns,
+            n_actions=n_actions,
+            target_pmf=target_pmf,
+            surface=surface,
+            any_order=any_order,
+            position_weights=parse_position_weights(position_weights),
+        )
+        source = build_source(request, settings_of(context).load())
+    except Unanswerable as error:
+        raise typer.BadParameter(str(error)) from error
+    except LogRefused as error:
+        _fail(str(error))
+    _evaluate_log(request, source, as_json=as_json)
+
+
+def _evaluate_log(request: LogRequest, source: LogSource, *, as_json: bool) -> None:
+    try:
+        found = evaluate_log(source, position_weights=request.position_weights)
+    except LogRefused as error:
+        _fail(str(error))
+    if as_json:
+        figures = {"log": str(request.path), "format": request.log_format.value, "policy": request.policy.value}
+        typer.echo(orjson.dumps(figures | found.figures(), option=orjson.OPT_INDENT_2).decode())
+    else:
+        typer.echo(f"{request.policy.value} from {request.path}")
+        typer.echo(found.text())
+    if found.refusal is not None:
+        _fail(f"refused: {found.refusal}")
+
+
+def _fail(reason: str) -> NoReturn:
+    typer.echo(f"hone: {reason}", err=True)
+    raise typer.Exit(1)
+
+
+def _evaluate_dataset(
+    dataset: DatasetName, campaign: CampaignName, *, reverse: bool, offline: bool, as_json: bool
+) -> None:
+    """Estimate one policy's click rate from the other's log, beside its click rate in its own."""
     typer.echo(OPEN_BANDIT.notice, err=True)
     try:
         files = fetching.fetch(OPEN_BANDIT, fetching.cache_folder(os.environ), offline=offline)
     except fetching.FetchError as error:
-        typer.echo(f"hone: {error}", err=True)
-        raise typer.Exit(1) from error
+        _fail(str(error))
     found = evaluate_open_bandit(files, campaign=campaign.value, reverse=reverse)
     if as_json:
         figures = {"dataset": dataset.value, "campaign": campaign.value, **as_figures(found)}
@@ -58,8 +139,7 @@ def evaluate_command(
     else:
         typer.echo(_text(found, campaign=campaign.value))
     if found.refusal is not None:
-        typer.echo(f"hone: refused: {found.refusal}", err=True)
-        raise typer.Exit(1)
+        _fail(f"refused: {found.refusal}")
 
 
 def _text(found: Evaluation, *, campaign: str) -> str:

@@ -164,6 +164,8 @@ class _Interactions:
         return sorted(self.at_unix_ms, key=lambda member: (self.at_unix_ms[member], member))
 
     def keep(self, limit: int) -> None:
+        if len(self.at_unix_ms) <= limit:
+            return
         for member in self.members()[: max(0, len(self.at_unix_ms) - limit)]:
             del self.at_unix_ms[member]
 

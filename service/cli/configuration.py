@@ -66,24 +66,26 @@ def live(context: typer.Context, as_json: AsJson = False) -> None:
     async def fetch(writer: ConfigWriter) -> tuple[ConfigOverride, ...]:
         return (await writer.effective()).overrides
 
-    _show(_on_store(config, fetch), as_json=as_json)
+    _show(on_config_writer(config, fetch), as_json=as_json)
 
 
 @config_app.command("log", epilog="Example: hone config log --json")
 def log(context: typer.Context, as_json: AsJson = False) -> None:
     """List every live change, oldest first."""
-    _show(_on_store(settings_of(context).load(), lambda writer: writer.history()), as_json=as_json)
+    _show(on_config_writer(settings_of(context).load(), lambda writer: writer.history()), as_json=as_json)
 
 
 def _put(context: typer.Context, key: str, value: Any, reason: str) -> None:  # noqa: ANN401 - any key's
     async def put(writer: ConfigWriter) -> ConfigChange:
         return await writer.put(key, value, author=getpass.getuser(), reason=reason)
 
-    change = _on_store(settings_of(context).load(), put)
+    change = on_config_writer(settings_of(context).load(), put)
     print(f"{key}: {_compact(change.old)} -> {_compact(change.new)}")
 
 
-def _on_store(config: Config, call: Callable[[ConfigWriter], Awaitable[T]]) -> T:
+def on_config_writer(config: Config, call: Callable[[ConfigWriter], Awaitable[T]]) -> T:
+    """Run a call on the writer of the live configuration, in the configured store or the embedded one."""
+
     async def run(url: str) -> T:
         client = connect(url, timeout_s=_TIMEOUT_S)
         try:

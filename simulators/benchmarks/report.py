@@ -14,13 +14,13 @@ import orjson
 RESULTS = Path("tests/benchmarks/results")
 
 
-def save_result(name: str, figures: dict[str, Any]) -> Path:
-    """Write figures with commit, processor and time, and return the file."""
+def save_result(name: str, figures: dict[str, Any], *, command: str | None = None) -> Path:
+    """Write figures with commit, processor and time, and return the file; the command is `hone bench NAME` if none."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     result = {
         "benchmark": name,
-        "command": f"hone bench {name}",
+        "command": command or f"hone bench {name}",
         "commit": _commit(),
         "cpu": _cpu(),
         "n_cpus": os.cpu_count(),

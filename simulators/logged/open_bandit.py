@@ -14,6 +14,7 @@ import yaml
 
 from bandit.support import Float64Array
 from simulators.datasets.fetch import Dataset, Fetched, Packaging
+from simulators.logged.csv_log import ColumnMap
 from simulators.logged.schema import LoggedBandit
 
 Campaign = Literal["all", "men", "women"]
@@ -23,6 +24,10 @@ N_POSITIONS = 3
 N_SIMULATIONS = 100_000
 SEED = 12345
 _BLOCK = 5_000
+# Columns of the publisher's files, of the full logs as of the sample.
+CSV_COLUMNS = ColumnMap(
+    reward="click", propensity="propensity_score", action="item_id", position="position", time="timestamp"
+)
 
 _LOGS = {
     "random-all": "7168295b6e0a9eabcf3392320a5dd434e542b68e705d5cd9491499af589812f1",

@@ -104,10 +104,17 @@ class Tape:
     def assert_complete(self) -> None:
         """Compare with the store's own count of what was ever added."""
         client = redis.Redis.from_url(self._url, socket_timeout=5.0)
-        added = client.xinfo_stream(JOURNAL)["entries-added"]
+        stream = client.xinfo_stream(JOURNAL)
         client.close()
+        added, last = stream["entries-added"], entry_order(stream["last-generated-id"].decode())
         # What was added just now is on its way to the tape.
-        eventually(lambda: len(self.entries) >= added, timeout_s=_READ_S, what=f"the tape has {added} entries")
+        eventually(
+            lambda: bool(self.entries) and entry_order(self.entries[-1][0]) >= last,
+            timeout_s=_READ_S,
+            what=f"the tape has {added} entries",
+        )
+        n_until = sum(entry_order(entry_id) <= last for entry_id, _ in list(self.entries))
+        assert n_until >= added, f"the tape has {n_until} of {added} entries"
 
 
 class Undisturbed:

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from service.cli import app
 from simulators.datasets.fetch import Fetched, cache_folder, fetch
-from simulators.evaluate_commands import evaluate
-from simulators.logged.open_bandit import OPEN_BANDIT, read_log, read_prior, thompson_pmf, uniform_pmf
+from simulators.evaluate_log import evaluate_log
+from simulators.logged.csv_log import CsvLog
+from simulators.logged.open_bandit import CSV_COLUMNS, OPEN_BANDIT, read_log, read_prior, thompson_pmf, uniform_pmf
+from simulators.logged.pmf_file import ContextFreePmf
 from simulators.logged.schema import LoggedBandit
 from tests.make_obp_golden import GOLDEN
 
@@ -31,7 +34,7 @@ def files() -> Fetched:
 
 
 def run(*arguments: str) -> dict[str, object]:
-    result = CliRunner().invoke(evaluate, ["--offline", "--json", *arguments])
+    result = CliRunner().invoke(app, ["evaluate", "--offline", "--json", *arguments])
     assert result.exit_code == 0, result.stderr
     return json.loads(result.stdout)
 
@@ -59,7 +62,7 @@ def test_the_published_figures_come_out_to_every_printed_digit(files: Fetched, c
 
 
 def test_a_log_without_support_is_refused_with_its_reason_and_no_value(files: Fetched) -> None:
-    result = CliRunner().invoke(evaluate, ["--offline", "--json", "--campaign", "women", "--reverse"])
+    result = CliRunner().invoke(app, ["evaluate", "--offline", "--json", "--campaign", "women", "--reverse"])
     assert result.exit_code == 1
     found = json.loads(result.stdout)
     assert found["estimates"] == found["intervals"] == {}
@@ -70,10 +73,10 @@ def test_a_log_without_support_is_refused_with_its_reason_and_no_value(files: Fe
 
 
 def test_the_printed_report_shows_support_before_values(files: Fetched) -> None:
-    result = CliRunner().invoke(evaluate, ["--offline", "--campaign", "men"])
+    result = CliRunner().invoke(app, ["evaluate", "--offline", "--campaign", "men"])
     assert result.exit_code == 0
     assert 0 < result.stdout.index("ESS 2,467.4") < result.stdout.index("0.004534")
-    refused = CliRunner().invoke(evaluate, ["--offline", "--campaign", "women", "--reverse"])
+    refused = CliRunner().invoke(app, ["evaluate", "--offline", "--campaign", "women", "--reverse"])
     assert "largest weight 21,739.1" in refused.stdout
     assert "estimator" not in refused.stdout
 
@@ -82,12 +85,12 @@ def test_what_is_not_there_ends_with_one_and_what_is_not_known_with_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HONE_CACHE_DIR", str(tmp_path))
-    absent = CliRunner().invoke(evaluate, ["--offline"])
+    absent = CliRunner().invoke(app, ["evaluate", "--offline"])
     assert absent.exit_code == 1
     assert "python -m pip download --no-deps obp==0.4.1" in absent.stderr
-    assert CliRunner().invoke(evaluate, ["--campaign", "children"]).exit_code == 2
-    assert CliRunner().invoke(evaluate, ["--dataset", "netflix"]).exit_code == 2
-    assert "Example: hone evaluate" in CliRunner().invoke(evaluate, ["--help"]).stdout
+    assert CliRunner().invoke(app, ["evaluate", "--campaign", "children"]).exit_code == 2
+    assert CliRunner().invoke(app, ["evaluate", "--dataset", "netflix"]).exit_code == 2
+    assert "Example: hone evaluate" in CliRunner().invoke(app, ["evaluate", "--help"]).stdout
 
 
 def test_the_uniform_log_has_uniform_propensities(files: Fetched) -> None:
@@ -144,3 +147,15 @@ def test_actions_and_positions_outside_their_sets_are_refused() -> None:
     with pytest.raises(ValueError, match=r"position must be in \[0, 1\), got -1 \(row 0\)"):
         rows(positions=np.array([-1, 0, 0]))
     assert rows().n_actions == 3
+
+
+def test_the_published_figure_comes_out_of_the_stream_as_well(files: Fetched, tmp_path: Path) -> None:
+    pmf = thompson_pmf(*read_prior(files, campaign="all"))
+    rows = [f"{action},{k + 1},{float(pmf[action, k])!r}" for action in range(len(pmf)) for k in range(pmf.shape[1])]
+    (tmp_path / "pmf.csv").write_text("\n".join(["action,position,probability", *rows]) + "\n")
+    target = ContextFreePmf.read(tmp_path / "pmf.csv")
+    log = CsvLog(files.files["random-all.csv"], CSV_COLUMNS, target=target, any_order=True)
+    found = evaluate_log(log)
+    estimates = {line.name: line.value for line in found.lines}
+    assert found.report.n_read == 10_000
+    assert {name: estimates[name] for name in OBP["all"]} == pytest.approx(OBP["all"], rel=0.0, abs=1e-9)

@@ -77,7 +77,7 @@ async def test_an_event_that_was_synced_is_found_under_its_name(spool_of: Any, t
     with machine(tmp_path / "spool") as disk:
         spool = spool_of()
         spool._open()
-        spool._write(SpoolEntry(payload=b"event"), sync=True)
+        spool.append_synced([SpoolEntry(payload=b"event")])
         disk.lose_power(Worst())
     assert [entry.payload for path in disk.root.glob("*.spool") for entry in read_entries(path)] == [b"event"]
 
@@ -86,8 +86,8 @@ async def test_a_length_without_content_ends_a_spool_file(spool_of: Any, tmp_pat
     with machine(tmp_path / "spool") as disk:
         spool = spool_of()
         spool._open()
-        spool._write(SpoolEntry(payload=b"event"), sync=True)
-        spool._write(SpoolEntry(payload=b"not synced"), sync=False)
+        spool.append_synced([SpoolEntry(payload=b"event")])
+        spool.append(SpoolEntry(payload=b"not synced"))
         worst = Worst()
         worst.content = -1
         disk.lose_power(worst)

@@ -1,0 +1,128 @@
+"""The configuration of a service that a world can be put into."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from bandit.exploration import Exploration
+from bandit.features import Feature, FeatureSchema
+from bandit.rewards import EventReward, RewardPolicy
+from bandit.rules import Discovery, Rule
+from service.config import ArchiveConfig, Config, ModelConfig, SourceConfig, StoreConfig, SurfaceConfig
+from simulators.worlds.world import WorldSpec
+
+SURFACE = "home"
+MODEL = "simulated"
+# Nobody may wait for real time: a machine that was busy would change what happens.
+_NEVER_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSettings:
+    """What of a service a simulation chooses, apart from policy and rules.
+
+    Attributes:
+        n_candidates: Candidates of a request; 0 takes the whole catalogue.
+        learning_rate: Of the model.
+        bits: Of the model's table.
+        negative_window_s: How long a slot waits for a click, in seconds.
+        window_s: Attribution window, in seconds.
+    """
+
+    n_candidates: int = 0
+    learning_rate: float = 0.02
+    bits: int = 18
+    negative_window_s: float = 60.0
+    window_s: float = 600.0
+
+
+def build_config(
+    world: WorldSpec,
+    *,
+    exploration: Exploration,
+    rules: Sequence[Rule] = (),
+    discovery_share: float = 0.0,
+    settings: ServiceSettings | None = None,
+    data_dir: str = "var",
+) -> Config:
+    """Return the configuration of a service with one surface for a world's users and items.
+
+    Candidates come from what is popular, new and rarely shown, and at random.
+    """
+    settings = settings or ServiceSettings()
+    n_candidates = settings.n_candidates or world.churn.n_live
+    everything = n_candidates >= world.churn.n_live
+    third = max(1, n_candidates // 3)
+    sources = (
+        [SourceConfig(name="random", quota=n_candidates)]
+        if everything
+        else [
+            SourceConfig(name="popular", quota=third),
+            SourceConfig(name="under_explored", quota=third),
+            SourceConfig(name="random", quota=n_candidates - 2 * third or 1),
+        ]
+    )
+    history = [Feature(name="taste", namespace="user", source="recent_genres", kind="weighted", limit=4)]
+    own = [
+        Feature(name="slot", namespace="position", source="slot"),
+        Feature(name="id", namespace="item", source="id"),
+    ]
+    discovery: list[Rule] = [Discovery(share=discovery_share)] if discovery_share else []
+    return Config(
+        data_dir=data_dir,
+        features=FeatureSchema(
+            features=[*world.tastes.features(), *(history if world.sees_history else []), *own],
+            interactions=[("context", "item"), *([("user", "item")] if world.sees_history else [])],  # type: ignore[list-item]
+        ),
+        # Here is no restart; but what the archiver may trim goes by the learner's checkpoint.
+        models={
+            MODEL: ModelConfig(bits=settings.bits, learning_rate=settings.learning_rate, checkpoint_s=settings.window_s)
+        },
+        store=StoreConfig(timeout_s=_NEVER_S, impressions_limit=4 * world.n_slots),
+        archive=ArchiveConfig(flush_s=600.0, flush_entries=5_000, journal_keep_s=2.0 * settings.window_s),
+        surfaces={
+            SURFACE: SurfaceConfig(
+                model=MODEL,
+                sources=sources,
+                n_candidates=n_candidates,
+                seen="keep",
+                exploration=exploration,
+                rules=[*discovery, *rules],
+                reward=RewardPolicy(
+                    events={"click": EventReward(base=1.0), "skip": EventReward()},
+                    negative_window_s=settings.negative_window_s,
+                    window_s=settings.window_s,
+                ),
+            )
+        },
+    )
+
+
+def config_text(config: Config, *, data_dir: str) -> str:
+    """Return `hone.toml` of a service as it was simulated, on a store and an archive like anybody's.
+
+    Args:
+        config: what was simulated.
+        data_dir: where its log is.
+    """
+    usual = msgspec.structs.replace(config, data_dir=data_dir, store=StoreConfig(), archive=ArchiveConfig())
+    sections = {name: getattr(usual, name) for name in ("data_dir", "features", "models", "surfaces")}
+    return "".join(f"{name} = {_toml(msgspec.to_builtins(value))}\n" for name, value in sections.items())
+
+
+def _toml(value: Any) -> str:  # noqa: ANN401 - what structs are made of
+    """Return a value as TOML on one line; text, numbers and lists are written as in JSON."""
+    if isinstance(value, dict):
+        fields = (f"{json.dumps(key)} = {_toml(inner)}" for key, inner in value.items() if inner is not None)
+        return f"{{ {', '.join(fields)} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(inner) for inner in value)}]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return {math.inf: "inf", -math.inf: "-inf"}.get(value, "nan")
+    return json.dumps(value)

@@ -1,0 +1,1 @@
+"""Choose how to explore: what logs say, what simulated worlds say, and the report of both."""
