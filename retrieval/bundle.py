@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.content_space import ContentSpace
-from retrieval.embeddings import Embeddings
+from retrieval.embeddings import Embeddings, Tastes
 from retrieval.indexes import IndexConfig, IndexKind, index_files, load_index, save_index
 from retrieval.item_to_item import Neighbours
 from retrieval.manifest import MANIFEST, SCHEMA_VERSION, BundleError, read_manifest, seal
@@ -38,9 +38,10 @@ INDEX_METRICS: dict[str, Metric] = {"als": "ip", "similar": "cosine"}
 _ARRAYS = ("item_vectors", "n_interactions", "user_vectors", "gram", "content_map")
 _ID_LISTS = ("item_ids", "user_ids")
 # Parts of embeddings that may be missing, with their arrays; files are named by both.
-_PARTS: dict[str, tuple[type[ContentSpace | Neighbours], tuple[str, ...]]] = {
+_PARTS: dict[str, tuple[type[ContentSpace | Neighbours | Tastes], tuple[str, ...]]] = {
     "content": (ContentSpace, ("projection", "vectors", "digests")),
     "neighbours": (Neighbours, ("n_users", "ends", "items", "counts")),
+    "tastes": (Tastes, ("gram", "mean")),
 }
 _VERSION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 

@@ -46,6 +46,25 @@ class AlsConfig:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Tastes:
+    """What fold-in of items knows of all users at once.
+
+    Attributes:
+        gram: float64 [d, d], X'X over the users.
+        mean: float64 [d], of their vectors.
+    """
+
+    gram: NDArray[np.float64]
+    mean: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, user_vectors: NDArray[np.float32]) -> Tastes:
+        """Sum up user vectors float32 [m, d]."""
+        wide = user_vectors.astype(np.float64)
+        return cls(gram=wide.T @ wide, mean=wide.sum(axis=0) / max(len(wide), 1))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Embeddings:
     """What training gives and serving reads.
 
@@ -60,6 +79,8 @@ class Embeddings:
         content_map: float32 [F, d]; content features times this is a vector.
         alpha0: Weight of an unobserved item against a positive, the fold-in that matches this training.
         regularization: Ridge penalty of the fold-in that matches this training.
+        tastes: Of the users; None in what was trained before they were kept: new items then stay where their content
+            puts them.
         content: Where the same items lie by content; None when it was not built.
         neighbours: Of the same items, by common users; None when they were not computed.
     """
@@ -73,6 +94,7 @@ class Embeddings:
     content_map: NDArray[np.float32]
     alpha0: float
     regularization: float
+    tastes: Tastes | None = None
     content: ContentSpace | None = None
     neighbours: Neighbours | None = None
 
@@ -98,6 +120,9 @@ class Embeddings:
             "content": None if self.content is None else len(self.content.digests),
             "neighbours": None if self.neighbours is None else len(self.neighbours.n_users),
         }
+        if self.tastes is not None and (self.tastes.gram.shape, self.tastes.mean.shape) != ((d, d), (d,)):
+            got = f"{list(self.tastes.gram.shape)} and {list(self.tastes.mean.shape)}"
+            raise ValueError(f"tastes must have a gram of shape {[d, d]} and a mean of {[d]}, got {got}")
         for name, n in counted.items():
             if n not in (None, len(self.item_ids)):
                 raise ValueError(f"{name} must be of {len(self.item_ids)} items, got {n}")
@@ -177,6 +202,7 @@ def train(
         item_vectors = (share * learned + (1 - share) * (features @ content_map)).astype(np.float32)
         wide = item_vectors[rated].astype(np.float64)
         gram = wide.T @ wide
+        tastes = Tastes.of(user_vectors)
     # ALS solves Y'Y + sum (c-1) y y' + reg I; divided by a typical c it is the fold-in's alpha0 Y'Y + Y_S'Y_S + reg I.
     confidence = config.alpha * float(interactions.data.mean())
     return Embeddings(
@@ -189,6 +215,7 @@ def train(
         content_map=content_map,
         alpha0=1.0 / confidence,
         regularization=config.regularization / confidence,
+        tastes=tastes,
     )
 
 

@@ -7,6 +7,7 @@ now add up before the cosine is taken.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -134,6 +135,21 @@ class LiveCounts:
     half_life_ms: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LiveItem:
+    """Live counts of one item.
+
+    Attributes:
+        n_users: Users who like it, decayed.
+        partners: int32 [k], places of what they also like, so far as the history has it.
+        shares: float64 [k], the share of the users who like each.
+    """
+
+    n_users: float
+    partners: Int32Array
+    shares: Float64Array
+
+
 class ItemToItem:
     """Neighbours of a history and live counts, by item id; items are found at the catalogue rows they have now.
 
@@ -206,6 +222,25 @@ class ItemToItem:
         item_ids = [*self._history_place, *self._later_place]
         users, at_ms = self._live_users.copy(), self._live_at_ms.copy()
         return LiveCounts(item_ids, dict(self._live), users, at_ms, self._half_life_ms)
+
+    def live_users(self, item_id: str, as_of_ms: int) -> float:
+        """Return how many users like an item at a time, decayed; 0 without live counts."""
+        place = self._find(item_id)
+        if place not in self._live:
+            return 0.0
+        half_lives = (as_of_ms - int(self._live_at_ms[place])) / self._half_life_ms
+        return float(self._live_users[place]) * math.exp2(-min(max(half_lives, 0.0), _MAX_HALF_LIVES))
+
+    def live_of(self, item_id: str, as_of_ms: int) -> LiveItem | None:
+        """Return the live counts of one item at a time, None without any."""
+        place = self._find(item_id)
+        if place not in self._live:
+            return None
+        partners, counts = self._live[place]
+        kept = partners < self._n_history
+        # A pair weighs the root of both weights, which may round beyond the lesser one.
+        shares = np.minimum(counts[kept] / max(float(self._live_users[place]), 1e-300), 1.0)
+        return LiveItem(self.live_users(item_id, as_of_ms), partners[kept], shares)
 
     def also_liked(self, seeds: Iterable[tuple[str, float]], *, now_ms: int) -> tuple[Int32Array, NDArray[np.float32]]:
         """Find what users of the seeds also liked.

@@ -14,7 +14,7 @@ from service.config import Config
 from service.count_pairs import PairCounting
 from service.due import is_due
 from service.failpoints import reach
-from service.item_statistics import ITEM_STATS_STREAM, as_of_text, unpack_stats
+from service.item_statistics import ITEM_STATS_STREAM, as_of_text, parse_as_of, unpack_stats
 from service.messages import ItemStats, encode
 from service.ports import ChangeLog
 
@@ -201,14 +201,6 @@ class ItemCounting:
 def counting_model(config: Config) -> str | None:
     """Return the model whose learner counts: the first that ranks; None without models."""
     return min((name for name, model in config.models.items() if not model.arguments), default=None)
-
-
-def parse_as_of(text: str) -> Position | None:
-    """Return the journal position that `as_of_text` wrote."""
-    if not text:
-        return None
-    ms, partition, sequence = map(int, text.split("-"))
-    return ms, partition, sequence
 
 
 def _pack(numbers: Iterable[float]) -> bytes:

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from bandit.joining import Position
 from service.config import Config
-from service.count_items import parse_as_of
 from service.decision_record import dynamic_record, unpack_actions
 from service.feature_records import (
     context_record,
@@ -26,7 +25,7 @@ from service.feature_records import (
 from service.feedback import interaction_of
 from service.impressions import newest_impressions
 from service.item_history import ItemHistory
-from service.item_statistics import STATISTICS_COLUMNS
+from service.item_statistics import STATISTICS_COLUMNS, parse_as_of
 from service.learned import LearnedDecision, learned_decision, named_features
 from service.messages import Decision, Impression, Interaction, UserProfile, encode
 from service.offline_features import OfflineStore, Statistics

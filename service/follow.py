@@ -32,6 +32,8 @@ from service.turns import Turns
 _BATCH = 1_000
 _BLOCK_MS = 1_000
 _RETRY_S = 0.2
+# Vectors moved between two looks at the streams.
+_MOVE_STEPS = 4
 
 # While a snapshot is loaded its stream is not read; the others are looked after so often.
 _LOADING_BLOCK_MS = 20
@@ -144,6 +146,8 @@ class Follower:
         """
         after = {stream: entry_id for stream, entry_id in self._after.items() if stream not in self._loads}
         block_ms = min(block_ms, _LOADING_BLOCK_MS) if self._loads else block_ms
+        # The store is asked whether more came, and is not waited for.
+        block_ms = min(block_ms, 1) if self._items.n_moves else block_ms
         entries = await self._log.read(after, count=_BATCH, block_ms=block_ms)
         turns = Turns()
         for entry in entries:
@@ -166,6 +170,11 @@ class Follower:
         self._metrics.catalogue_items.set(len(self._items.catalogue))
         async with self._applied:
             self._applied.notify_all()
+        for _ in range(_MOVE_STEPS):
+            if not self._items.n_moves:
+                break
+            await turns.rest_if_due()
+            self._metrics.item_vectors_moved.inc(self._items.move_step())
         waiting = self._loads.keys() & self._n_loads.keys()
         awaited = [task for stream, task in self._loads.items() if stream not in waiting]
         if awaited and not block_ms:

@@ -100,6 +100,14 @@ def as_of_text(position: Position | None) -> str:
     return "" if position is None else "-".join(map(str, position))
 
 
+def parse_as_of(text: str) -> Position | None:
+    """Return the journal position that `as_of_text` wrote."""
+    if not text:
+        return None
+    ms, partition, sequence = map(int, text.split("-"))
+    return ms, partition, sequence
+
+
 def unpack_stats(
     stats: ItemStats,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.int64]]:

@@ -16,7 +16,7 @@ from retrieval.items import Item
 from retrieval.rankings import ItemArrays, RankingConfig, Rankings, build_rankings
 from service.feature_records import item_record
 from service.item_pairs import FollowedPairs, put_pairs
-from service.item_statistics import ItemStatistics
+from service.item_statistics import ItemStatistics, parse_as_of
 from service.messages import ItemChange, ItemPairs, ItemUpsert
 from service.retriever import Retriever
 from service.rule_columns import AttributeColumns
@@ -70,6 +70,11 @@ class ItemsView:
         """Return what rankings depend on: positions of items and statistics, and the bundle."""
         return self.position, self.statistics.position, self.retriever.version
 
+    @property
+    def n_moves(self) -> int:
+        """Return how many items `move_step` has to look at."""
+        return len(self.retriever.moves)
+
     def begin_succession(self) -> Succession:
         """Return what a retriever on another bundle is made ready with, while this one serves; there is one at most."""
         self._succession = Succession(self.retriever)
@@ -122,8 +127,21 @@ class ItemsView:
             self._change(lambda retriever: retriever.remove(row, item_id))
             self.statistics.release(row, item_id)
 
+    def move_step(self) -> bool:
+        """Move the vector of one item that live counts say more of, and return whether there was one.
+
+        One that is made ready to serve moves its own.
+        """
+        return self.retriever.moves.step()
+
     def _put_pairs(self, pairs: ItemPairs) -> None:
-        self._change(lambda retriever: put_pairs(retriever.item_to_item, pairs))
+        as_of = parse_as_of(pairs.as_of)
+
+        def put(retriever: Retriever) -> None:
+            put_pairs(retriever.item_to_item, pairs)
+            retriever.moves.note(pairs.ids[: len(pairs.n_users) // 8], as_of_ms=as_of[0] if as_of else 0)
+
+        self._change(put)
 
     def _change(self, change: Change) -> None:
         """Change the retriever that serves, and note it for the one that is made ready."""

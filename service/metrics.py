@@ -39,6 +39,9 @@ class Metrics:
         self.catalogue_items = Gauge("hone_catalogue_items", "Items in the catalogue", registry=r)
         self.bundles_served = Counter("hone_index_swaps_total", "Index bundles exchanged while serving", registry=r)
         self.bundles_refused = Counter("hone_index_refused_total", "Index bundles that could not be used", registry=r)
+        self.item_vectors_moved = Counter(
+            "hone_item_vectors_moved_total", "Vectors of new items moved by live counts", registry=r
+        )
         self.follower_retries = Counter("hone_follower_retries_total", "Failed reads of followed streams", registry=r)
         self.overrides_refused = Counter(
             "hone_config_overrides_refused_total", "Live overrides that could not be applied", registry=r

@@ -17,6 +17,7 @@ from retrieval.items import Item
 from retrieval.rankings import NO_RANKINGS, draw_weighted
 from retrieval.sources import SourceResult, blend
 from service.config import SourceConfig
+from service.item_moves import ItemMoves
 from service.item_vectors import Float32Array, Int32Array, ItemVectors
 
 # Sources fetch this many times their quota, so that eligibility rarely leaves one short.
@@ -113,6 +114,7 @@ class Retriever:
             bundle.embeddings.neighbours if bundle else None,
             catalogue.row,
         )
+        self.moves = ItemMoves(catalogue, self._vectors, self.item_to_item)
 
     def put(self, row: int, item: Item) -> None:
         """Make an item retrievable at its row; an unknown one gets a vector from its content."""
@@ -121,10 +123,12 @@ class Retriever:
         self.item_to_item.bind(row, item.id)
         if self._vectors is not None:
             self._n_interactions[row] = self._vectors.put(row, item)
+            self.moves.note_put(item.id)
 
     def remove(self, row: int, item_id: str) -> None:
         """Take a deleted item out of every index."""
         self.item_to_item.release(item_id)
+        self.moves.forget(item_id)
         if self._vectors is not None and row < len(self._n_interactions):
             self._n_interactions[row] = 0
             self._vectors.remove(row, item_id)

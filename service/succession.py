@@ -33,6 +33,7 @@ class Succession:
         self._catalogue = present.catalogue
         self._items = list(present.catalogue.items)
         self._live = present.item_to_item.live()
+        self._as_of_ms = present.moves.as_of_ms
         self._changes: deque[Change] = deque()
 
     def note(self, change: Change) -> None:
@@ -58,8 +59,13 @@ class Succession:
                 counts=counts,
             )
             turns.rest_if_due()
+        successor.moves.note([live.item_ids[place] for place in live.counts], as_of_ms=self._as_of_ms)
         while len(self._changes) > _LAST_CHANGES:
             self._changes.popleft()(successor)
+            turns.rest_if_due()
+        # Changes may go on coming; their items, the event loop moves.
+        for _ in range(len(successor.moves)):
+            successor.moves.step()
             turns.rest_if_due()
         return successor
 

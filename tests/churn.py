@@ -79,7 +79,9 @@ def sizes(view: ItemsView) -> dict[str, int]:
         "features": len(view.features.indices),
         "rows of statistics": len(view.statistics._row),
         "labels": len(vectors._row_of_label),
-        "added": len(vectors._added),
+        "own vectors": len(vectors._own),
+        "places of own vectors": len(vectors._own_place),
+        "noted to move": len(view.retriever.moves),
         "ids of added": len(vectors._added_label),
         "content vectors": 0 if vectors.content is None else len(vectors.content._moved),
     }

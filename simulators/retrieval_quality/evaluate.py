@@ -136,7 +136,7 @@ def evaluate_sampled(data: MovieLens, *, n_seeds: int, grids: Grids, say: Say) -
     """Hold out the latest rating of each user and find it among 99 sampled negatives."""
     known, film_ids = filtered(data.ratings)
     split = leave_latest_out(known)
-    items = _items(data, film_ids)
+    items = catalogue_items(data, film_ids)
     validation = leave_random_out(split.train, np.random.default_rng(0))
     draws = [
         SampledDraw(validation, sample_candidates(validation, known, np.random.default_rng([1, seed])))
@@ -166,7 +166,7 @@ def evaluate_full(
 ) -> FullReport:
     """Hold out a random quarter of each user's ratings and rank everything."""
     known, film_ids = unfiltered(data.ratings)
-    items = _items(data, film_ids)
+    items = catalogue_items(data, film_ids)
     longest = min(max([K, *(surface.n_candidates for surface in surfaces.values())]), known.n_items)
     choice: Choice | None = None
     per_seed: list[dict[str, dict[str, float]]] = []
@@ -201,7 +201,8 @@ def evaluate_full(
     )
 
 
-def _items(data: MovieLens, film_ids: IntArray) -> list[Item]:
+def catalogue_items(data: MovieLens, film_ids: IntArray) -> list[Item]:
+    """Return the films as items, in the order of the columns."""
     film_of = {film.id: film for film in data.films}
     films = [film_of[film_id] for film_id in film_ids.tolist()]
     return [

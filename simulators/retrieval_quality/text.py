@@ -1,4 +1,4 @@
-"""Print both protocols as tables, each beside its own published figures."""
+"""Print both protocols as tables, each beside its own published figures; and how soon new items are found."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from rich.table import Table
 
 from simulators.retrieval_quality import published
 from simulators.retrieval_quality.evaluate import FullReport, Metrics, SampledReport
+from simulators.retrieval_quality.new_items import WAYS, NewItemsReport
+from simulators.retrieval_quality.splits import N_NEGATIVES
 
 PublishedFigures = Mapping[str, Mapping[str, float]]
 
@@ -63,6 +65,25 @@ def print_full(console: Console, report: FullReport) -> None:
     console.print(table)
     recalls = ", ".join(f"k={k} {recall.mean:.4f}" for k, recall in report.index_recall.items())
     console.print(f"recall of the approximate index against the exact one: {recalls}")
+
+
+def print_new_items(console: Console, report: NewItemsReport) -> None:
+    """Print how soon new items are found, and what the checks are made by."""
+    table = Table(
+        "likes",
+        *(way.replace("_", " ") for way in WAYS),
+        title=f"HR@10 of {report.n_new} new films among {N_NEGATIVES} sampled negatives (recall@10 of all films):"
+        f" {report.n_users} users, {report.n_items:,} films, {report.n_draws} draws",
+        title_justify="left",
+    )
+    for n, ways in report.figures.items():
+        cells = [f"{m['hit_rate'].mean:.4f} +- {m['hit_rate'].se:.4f} ({m['recall'].mean:.4f})" for m in ways.values()]
+        table.add_row(str(n), *cells)
+    console.print(table)
+    for n, gains in report.gains.items():
+        over = ", ".join(f"{gain.mean:+.4f} +- {gain.se:.4f} over {way}" for way, gain in gains.items())
+        console.print(f"{n} likes: folded in {over}")
+    console.print("holds " if report.holds else "MISSED", "never worse than content, better than of others")
 
 
 def _table(

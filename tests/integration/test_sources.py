@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 import msgspec
+import numpy as np
+import pyarrow.parquet as pq
 import redis
 
 from retrieval.content import content_matrix
@@ -85,3 +87,31 @@ def test_content_candidates_are_like_the_seed(stack: Stack, api: Api, known_item
         found_alike.append(cosines[[place[other] for other in found]].mean())
         all_alike.append(cosines.mean())
     assert sum(found_alike) > 1.4 * sum(all_alike)
+
+
+def test_a_new_item_moves_to_the_people_who_like_it_on_every_worker(
+    stack: Stack, workers: list[Api], known_items: list[dict[str, Any]]
+) -> None:
+    interactions = pq.read_table(stack.data_dir / "demo" / "interactions.parquet", columns=["item_id"])
+    liked = [item_id for item_id, _ in Counter(interactions["item_id"].to_pylist()).most_common(6)]
+    new, reader = f"new-{uuid.uuid4()}", f"reader-{uuid.uuid4()}"
+
+    def post(users: list[str], item_ids: list[str]) -> None:
+        clicks = [{"type": "click", "user_id": u, "item_id": i, "id": f"{u}-{i}"} for u in users for i in item_ids]
+        assert workers[0].call("POST", "/v1/events", clicks).body["accepted"] == len(clicks)
+
+    def affinity(api: Api) -> float:
+        decision = _decide(api, stack, user_id=reader, candidates=[new], n=1)
+        dtype, raw = decision.candidates.columns["affinity"]
+        return float(np.nan_to_num(np.frombuffer(raw, dtype=dtype)[0]))
+
+    assert workers[0].call("PUT", "/v1/items", {**known_items[-3], "id": new}).status == 202
+    try:
+        post([reader], liked)
+        eventually(lambda: all(affinity(api) != 0.0 for api in workers), what="the item and the reader are known")
+        before = [affinity(api) for api in workers]
+        post([f"{new}-{n}" for n in range(12)], [*liked, new])
+        for api, at_content in zip(workers, before, strict=True):
+            eventually(lambda api=api, at=at_content: affinity(api) > at + 0.02, what="the item has moved")
+    finally:
+        workers[0].call("DELETE", f"/v1/items/{new}")

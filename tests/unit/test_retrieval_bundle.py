@@ -19,7 +19,7 @@ from retrieval.bundle import (
     write_bundle,
     write_embeddings,
 )
-from retrieval.embeddings import Embeddings
+from retrieval.embeddings import Embeddings, Tastes
 from retrieval.exact import ExactIndex
 from retrieval.index import HnswIndex
 from retrieval.indexes import EXACT_UP_TO, IndexConfig
@@ -142,6 +142,21 @@ def test_a_damaged_file_of_lists_is_refused(tmp_path: Path, name: str) -> None:
 
 def test_the_folder_holds_exactly_these_files(root: Path) -> None:
     assert sorted(path.name for path in (root / "v1").iterdir()) == FILES
+
+
+def test_tastes_of_users_read_back_from_both_kinds_of_file_and_may_be_missing(root: Path) -> None:
+    assert load_bundle(root, hmac_key=KEY).embeddings.tastes is None
+    tastes = Tastes.of(_embeddings().user_vectors)
+    embeddings = dataclasses.replace(_embeddings(), tastes=tastes)
+    write_bundle(root, embeddings, version="v2", hmac_key=KEY, config=GRAPH)
+    write_embeddings(root / "embeddings.npz", embeddings)
+    for found in (load_bundle(root, hmac_key=KEY).embeddings, read_embeddings(root / "embeddings.npz")):
+        assert found.tastes is not None
+        np.testing.assert_array_equal(found.tastes.gram, tastes.gram)
+        np.testing.assert_array_equal(found.tastes.mean, tastes.mean)
+    (root / "v2" / "tastes_mean.npy").unlink()
+    with pytest.raises(BundleError, match="lacks tastes_mean"):
+        load_bundle(root, hmac_key=KEY)
 
 
 def test_writing_twice_gives_the_same_bytes(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
