@@ -183,13 +183,14 @@ def build_worker(config: Config) -> Worker:
     writes = connect(url, timeout_s=_WRITE_TIMEOUT_S)
     reads = connect(url, timeout_s=None)
     journal = RedisJournal(writes, n_partitions=config.store.partitions)
-    users = RedisUserStates(fast, config.store)
+    # Only a request that waits for a slate must do without a user whom the store is slow to give.
+    users, patient_users = RedisUserStates(fast, config.store), RedisUserStates(writes, config.store)
     items = ItemsView(config.features, load_retriever(config), AttributeColumns(attribute_kinds(config)))
     live = LiveConfig(config)
     served = {name: ServedModel(name, config.model_spec(name), metrics) for name in config.ranking_models}
     explorer_names = {explorer_of(surface) for surface in config.surfaces.values()} - {""}
     explorers = {name: ServedExplorer(name, config.explorer_spec(name), metrics) for name in sorted(explorer_names)}
-    shown = ImpressionWriter(RedisUserStates(writes, config.store), metrics)
+    shown = ImpressionWriter(patient_users, metrics)
     spool = Spool(config.data_path / "spool", journal, metrics, on_shipped=shown.add_shipped)
     return Worker(
         config=config,
@@ -222,7 +223,7 @@ def build_worker(config: Config) -> Worker:
         writer=CatalogueWriter(
             schema=config.features,
             log=RedisChangeLog(writes),
-            users=RedisUserStates(writes, config.store),
+            users=patient_users,
             clock=wall_clock_ms,
         ),
         health=HealthDesk(
@@ -247,7 +248,7 @@ def build_worker(config: Config) -> Worker:
             metrics=metrics,
             clock=wall_clock_ms,
         ),
-        users=users,
+        users=patient_users,
         spool=spool,
         _clients=[fast, writes, reads],
     )
