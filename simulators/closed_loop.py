@@ -31,14 +31,7 @@ _MEMORY = Path("/dev/shm")  # noqa: S108 - the folder in it is made by tempfile
 
 OnOutcome = Callable[[Visit, Sequence[int], Response], None]
 OnProgress = Callable[[int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Ran:
-    """A run and the model it ended with."""
-
-    snapshot: ModelSnapshot
-    run: LoopRun
+OnModel = Callable[[ModelSnapshot], None]
 
 
 def run_loop(
@@ -55,6 +48,7 @@ def run_loop(
     archive_folder: Path | None = None,
     on_outcome: OnOutcome | None = None,
     on_progress: OnProgress | None = None,
+    on_model: OnModel | None = None,
 ) -> LoopRun:
     """Let users of a world use a service for a number of decisions, and return what came of it.
 
@@ -71,55 +65,11 @@ def run_loop(
         archive_folder: Where the log is written as the production archive, outcomes included; None for nowhere.
         on_outcome: Told of every decision: who came, which items were shown, what came of it.
         on_progress: Told of the number of decisions so far, now and then.
+        on_model: Told of the model in the end, to be served `frozen` elsewhere.
 
     Raises:
         ValueError: a parameter is out of range.
     """
-    return _run(
-        world,
-        exploration=exploration,
-        n_decisions=n_decisions,
-        seed=seed,
-        every=every,
-        rules=rules,
-        discovery_share=discovery_share,
-        settings=settings,
-        frozen=frozen,
-        archive_folder=archive_folder,
-        on_outcome=on_outcome,
-        on_progress=on_progress,
-    ).run
-
-
-def learn_model(
-    world: WorldSpec,
-    *,
-    exploration: Exploration,
-    n_decisions: int,
-    seed: int,
-    settings: ServiceSettings | None = None,
-) -> ModelSnapshot:
-    """Return the model that a closed loop has learned, to be served `frozen` elsewhere."""
-    return _run(
-        world, exploration=exploration, n_decisions=n_decisions, seed=seed, every=n_decisions, settings=settings
-    ).snapshot
-
-
-def _run(
-    world: WorldSpec,
-    *,
-    exploration: Exploration,
-    n_decisions: int,
-    seed: int,
-    every: int,
-    rules: Sequence[Rule] = (),
-    discovery_share: float = 0.0,
-    settings: ServiceSettings | None = None,
-    frozen: ModelSnapshot | None = None,
-    archive_folder: Path | None = None,
-    on_outcome: OnOutcome | None = None,
-    on_progress: OnProgress | None = None,
-) -> _Ran:
     if n_decisions < 1 or every < 1:
         raise ValueError(f"n_decisions and every must be at least 1, got {n_decisions} and {every}")
     # As a worker does: small products are not worth the threads.
@@ -136,8 +86,37 @@ def _run(
             archive_folder=archive_folder,
             frozen=frozen,
         )
-        loop = _Loop(world.build(seed), service, every=every, on_outcome=on_outcome, on_progress=on_progress)
+        loop = _Loop(
+            world.build(seed),
+            service,
+            every=every,
+            on_outcome=on_outcome,
+            on_progress=on_progress,
+            on_model=on_model,
+        )
         return asyncio.run(loop.run(n_decisions))
+
+
+def learn_model(
+    world: WorldSpec,
+    *,
+    exploration: Exploration,
+    n_decisions: int,
+    seed: int,
+    settings: ServiceSettings | None = None,
+) -> ModelSnapshot:
+    """Return the model that a closed loop has learned, to be served `frozen` elsewhere."""
+    models: list[ModelSnapshot] = []
+    run_loop(
+        world,
+        exploration=exploration,
+        n_decisions=n_decisions,
+        seed=seed,
+        every=n_decisions,
+        settings=settings,
+        on_model=models.append,
+    )
+    return models[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,12 +189,14 @@ class _Loop:
         every: int,
         on_outcome: OnOutcome | None,
         on_progress: OnProgress | None,
+        on_model: OnModel | None,
     ) -> None:
         self._world = world
         self._service = service
         self._curve = CurveRecorder(world, every=every)
         self._on_outcome = on_outcome
         self._on_progress = on_progress
+        self._on_model = on_model
         self._live = range(0)
         self._ids: dict[int, str] = {}
         self._numbers: dict[str, int] = {}
@@ -223,7 +204,7 @@ class _Loop:
         self._due: list[tuple[int, int, EventBody]] = []
         self._n_events = 0
 
-    async def run(self, n_decisions: int) -> _Ran:
+    async def run(self, n_decisions: int) -> LoopRun:
         await self._service.start()
         await self._change_items(self._world.live(0))
         started_s = time.perf_counter()
@@ -247,9 +228,10 @@ class _Loop:
         await self._service.turn()
         seconds = time.perf_counter() - started_s
         await self._finish(elapsed_ms)
-        snapshot = await self._service.snapshot()
+        if self._on_model is not None:
+            self._on_model(await self._service.snapshot())
         await self._service.close()
-        return _Ran(snapshot, self._curve.run(seconds=seconds, elapsed_ms=elapsed_ms))
+        return self._curve.run(seconds=seconds, elapsed_ms=elapsed_ms)
 
     async def _visit(self, visit: Visit) -> None:
         world = self._world

@@ -166,7 +166,7 @@ class _Interactions:
     def keep(self, limit: int) -> None:
         if len(self.at_unix_ms) <= limit:
             return
-        for member in self.members()[: max(0, len(self.at_unix_ms) - limit)]:
+        for member in self.members()[: len(self.at_unix_ms) - limit]:
             del self.at_unix_ms[member]
 
 

@@ -34,16 +34,16 @@ from service.messages import (
     encode,
     journal_decoder,
 )
-from service.messages import Outcome as StoredOutcome
 from service.model_commands import ModelCommands
 from service.model_registry import ArtefactError, Manifest, ModelRegistry, OpenedArtefact, Score, build_artefact
 from service.model_registry import open_artefact as open_stored
-from service.ports import ArchiveBatch, OpenJoins, OutcomeRow
+from service.ports import ArchiveBatch, OpenJoins
 from service.promote import ENTROPY, Entered, Evidence, Gate, Promoter, earlier_entropies, share_of_error
 from service.promote_evidence import Bounds, shared_confidence
 from service.retrain_training import RetrainConfiguration, spec_of, train, training_rows
 from service.training_rows import JoinedDecision, Outcome, whole_decisions
 from simulators.logged_world import MODEL, better_world
+from tests.archived_world import outcome_row
 
 WORLD = better_world(seed=1, gain=0.6)
 LOG = WORLD.log(4_000, seed=6)
@@ -480,27 +480,10 @@ def _archive(desk: Desk, entered: list[Entered], log: list[Outcome], *, catalogu
     entries: list[tuple[str, JournalEntry]] = [(entry_id_of(one.position), one.promotion) for one in entered]
     rows = []
     for joined in log:
-        decision, slot = joined.payload, joined.payload.slots[0]
+        decision = joined.payload
         entry_id = f"{decision.decided_at_unix_ms}-0"
         versions = msgspec.structs.replace(decision.versions, catalogue=catalogue)
         entries.append((entry_id, msgspec.structs.replace(decision, versions=versions)))
-        outcome = StoredOutcome(
-            event_id=joined.event_id,
-            slot=0,
-            item_id=slot.item_id,
-            reward=joined.reward,
-            kind="reward",
-            at_unix_ms=joined.at_ms,
-            delay_ms=0,
-            surface=decision.surface,
-            model=decision.model,
-            decision_journal_id=entry_id,
-            decided_at_unix_ms=decision.decided_at_unix_ms,
-            user_key=decision.user_key,
-            propensity=slot.propensity,
-            branch=slot.branch,
-            is_explored=slot.branch != "greedy",
-        )
-        rows.append(OutcomeRow(partition=0, journal_id=entry_id, ordinal=0, outcome=outcome))
+        rows.append(outcome_row(joined, entry_id=entry_id))
     batch = ArchiveBatch(positions={0: entries[-1][0]}, entries={0: entries}, outcomes=rows, joins=OpenJoins())
     ParquetArchive(desk.config.data_path / "archive").write(batch)
