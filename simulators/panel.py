@@ -5,7 +5,7 @@ A refused estimate shows its reason and no value.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -212,11 +212,17 @@ class PanelSums:
         return {what: sequence.interval() for what, sequence in self.sequences.items()}
 
     def _intervals(self) -> dict[str, Interval]:
-        # Groups without a row are no clusters.
-        used = next(iter(self.sums.values()))[:, 0] > 0.0
-        if np.count_nonzero(used) < 2:
-            return {}
-        intervals = cluster_bootstrap(
-            [sums[used] for sums in self.sums.values()], rng=np.random.default_rng(BOOTSTRAP_SEED)
-        )
-        return dict(zip(self.sums, intervals, strict=True))
+        intervals = group_intervals(list(self.sums.values()))
+        return dict(zip(self.sums, intervals, strict=True)) if intervals else {}
+
+
+def group_intervals(sums: Sequence[Float64Array]) -> list[Interval] | None:
+    """Return each estimator's bootstrap interval over the groups of users that have rows; None with fewer than two.
+
+    Args:
+        sums: float64 [N_CLUSTERS, columns] of each estimator on the same rows, as `cluster_sums` gives them.
+    """
+    used = sums[0][:, 0] > 0.0
+    if np.count_nonzero(used) < 2:
+        return None
+    return cluster_bootstrap([of_one[used] for of_one in sums], rng=np.random.default_rng(BOOTSTRAP_SEED))

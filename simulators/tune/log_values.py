@@ -15,7 +15,7 @@ import numpy as np
 
 from bandit.confidence_sequence import ConfidenceSequence
 from bandit.estimators import ActionRows, Estimate, clipped_ips, ips
-from bandit.intervals import Interval, cluster_bootstrap, cluster_sums
+from bandit.intervals import Interval, cluster_sums
 from bandit.slate import ActionSet
 from bandit.slate_estimators import SlateRows, one_slot_deviation, rips
 from bandit.support import Float64Array, Support
@@ -27,12 +27,11 @@ from service.messages import Decision
 from service.training_rows import JoinedDecision, Span, read_outcomes, whole_decisions
 from simulators.counterfactual import Counterfactual, TargetPolicy, build_counterfactual
 from simulators.logged.batches import N_CLUSTERS, LoggedBatch, clusters_of_users
-from simulators.panel import PanelLine, PanelSums
+from simulators.panel import PanelLine, PanelSums, group_intervals
 from simulators.tune.candidates import Candidate, discovery_share_of
 
 CLIPS = (10.0, 20.0, 50.0, float("inf"))
 SKIPS = frozenset({"skip", "dislike"})
-_BOOTSTRAP_SEED = 12345
 # What is shown first: of slates, and of single actions.
 _MAIN = ("sn_rips", "snips")
 
@@ -270,14 +269,15 @@ def value_of(
     one_slot = one_slot_deviation(slates)
     flat = _flat(log, slates.weights * slates.discovery_weights[:, None])
     prefix = _flat(log, slates.prefix_weights())
-    sequence, estimate = _advantage(log, slates, rewards_in=rewards_in, confidence=confidence)
+    one_slot_support = Support.of(flat.weights)
+    sequence, estimate = _advantage(log, flat, rewards_in=rewards_in, confidence=confidence)
     lines = panel.lines(refusal=unsupported)
     main = next(line for line in lines if line.name == _main(log.n_slots))
     return CandidateValue(
         support=main.support,
-        one_slot_support=Support.of(flat.weights),
+        one_slot_support=one_slot_support,
         refusal=main.refusal,
-        one_slot_refusal=unsupported or Support.of(flat.weights).refusal,
+        one_slot_refusal=unsupported or one_slot_support.refusal,
         panel=lines,
         skip_rate=None if main.refusal else _skip_rate(log, candidate),
         by_clip=dict(_clipped(prefix)),
@@ -325,21 +325,16 @@ def _clipped(rows: ActionRows) -> Iterable[tuple[float, tuple[float, float]]]:
 
 def _interval(log: LoggedSlates, estimate: Estimate) -> Interval | None:
     """Return the bootstrap interval over users; None with fewer than two."""
-    sums = cluster_sums(estimate, clusters=log.clusters, n_clusters=N_CLUSTERS)
-    used = sums[:, 0] > 0.0
-    if np.count_nonzero(used) < 2:
-        return None
-    (interval,) = cluster_bootstrap([sums[used]], rng=np.random.default_rng(_BOOTSTRAP_SEED))
-    return interval
+    intervals = group_intervals([cluster_sums(estimate, clusters=log.clusters, n_clusters=N_CLUSTERS)])
+    return intervals[0] if intervals else None
 
 
 def _advantage(
-    log: LoggedSlates, slates: SlateRows, *, rewards_in: tuple[float, float], confidence: float
+    log: LoggedSlates, flat: ActionRows, *, rewards_in: tuple[float, float], confidence: float
 ) -> tuple[ConfidenceSequence, float]:
     """Return bounds on the one-slot value less that of the log, and its estimate; a decision counts once."""
     decision = np.broadcast_to(np.arange(len(log))[:, None], log.is_drawn.shape)[log.is_drawn]
-    weights = (slates.weights * slates.discovery_weights[:, None])[log.is_drawn]
-    rewards = np.clip(log.rewards[log.is_drawn], *rewards_in)
+    weights, rewards = flat.weights, np.clip(flat.rewards, *rewards_in)
     sequence = ConfidenceSequence(of_advantage=True, reward_range=rewards_in, confidence=confidence).plus(
         weights=weights, rewards=rewards, units=decision.astype(np.int64)
     )
