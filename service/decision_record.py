@@ -123,7 +123,8 @@ def dynamic_record(columns: Columns, action: int, *, source: str) -> dict[str, A
 
 def record_slot(draw: SlotDraw, actions: ActionSet, *, features: dict[str, dict[str, float]]) -> SlotRecord:
     """Build the record of one slot."""
-    view = draw.here.view
+    here = draw.here
+    view = here.view
     explored = view.explorer_pmf
     return SlotRecord(
         item_id=actions.ids[draw.action],
@@ -132,14 +133,14 @@ def record_slot(draw: SlotDraw, actions: ActionSet, *, features: dict[str, dict[
         uniform=draw.uniform,
         cumulative_before=draw.cumulative_before,
         n_feasible=view.n_allowed,
-        greedy_action=int(view.greedy[0]),
-        n_greedy=len(view.greedy),
-        explore_propensity=draw.here.explore_propensity,
-        is_discovery=draw.here.is_discovery,
+        greedy_action=draw.best,
+        n_greedy=draw.n_best,
+        explore_propensity=here.explore_propensity,
+        is_discovery=here.is_discovery,
         branch=draw.branch,
         reason=draw.reason,
-        boost=float(draw.here.boosts[draw.action]),
-        gave_way=list(draw.here.gave_way),
+        boost=draw.boost,
+        gave_way=list(here.gave_way),
         features=features,
         shortlist=b"" if explored is None else view.top.astype("<u4").tobytes(),
         explorer_pmf=b"" if explored is None else explored.astype("<f8").tobytes(),
