@@ -1,5 +1,6 @@
 """Types of the native kernels; every array is C-contiguous and one-dimensional unless a shape is given."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -207,11 +208,24 @@ def draw_slot(here: SlotPmf, *, slot: int, uniform: float) -> SlotDraw:
 
 def freshness(available_ms: npt.NDArray[Any], *, now_ms: int, boost: float, half_life_ms: float) -> _Float64s: ...
 def finite_product(column: npt.NDArray[Any], *, weight: float) -> _Float64s: ...
-def add_costs(
-    costs: _Float64s,
+def score_actions(
     weights: _Float32s,
-    indices: _UInt32s,
-    values: _Float32s,
-    halves: _UInt32s,
-    shared_values: _Float32s,
-) -> None: ...
+    *,
+    constant_index: int,
+    prime: int,
+    shared: Sequence[tuple[_UInt32s, _Float32s]],
+    actions: Sequence[tuple[_UInt32s, _Float32s, Sequence[int]]],
+) -> _Float32s:
+    """Return float32 [n], the expected reward of n actions under float32 [2^bits] weights.
+
+    Args:
+        weights: the model's table.
+        constant_index: of the weight that every example has.
+        prime: multiplies the first index of an interaction.
+        shared: uint32 and float32 [m] of every shared namespace.
+        actions: uint32 and float32 [n, f] of every namespace of the actions, and the positions in `shared` of what it
+            interacts with.
+
+    Raises:
+        ValueError: shapes do not agree, or the table is no power of two.
+    """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bandit.slate import draw_slot
+from bandit.slot import draw_slot
 from service.decision_record import inputs_digest, record_slot, walk_of
 from service.messages import Decision
 

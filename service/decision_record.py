@@ -14,7 +14,8 @@ from bandit.exploration import VwExplorer
 from bandit.explorer import action_features
 from bandit.features import FeatureSchema
 from bandit.policy import ActionFeatures
-from bandit.slate import ActionSet, ExplorerPmf, SlateWalk, SlotDraw
+from bandit.slate import ActionSet, ExplorerPmf, SlateWalk
+from bandit.slot import SlotDraw
 from bandit.vw_format import Encoded
 from service.feature_records import FindItem, item_record
 from service.messages import CandidateList, Decision, HashedFeatures, Shortlisted, SlotRecord

@@ -13,7 +13,7 @@ import orjson
 
 from bandit.features import FeatureSchema
 from bandit.learner import MIN_LEARNING_PROPENSITY
-from bandit.slate import SlotPmf
+from bandit.slot import SlotPmf
 from bandit.vw_format import ACTION_NAMESPACES, NAMESPACE_LETTERS, SHARED_NAMESPACES, encode, feature_index
 from service.learned import LearnedDecision, named_features
 from service.messages import Outcome

@@ -19,7 +19,8 @@ import numpy as np
 from bandit.features import UnfitValue
 from bandit.randomness import Purpose, build_generator
 from bandit.rules import Discovery
-from bandit.slate import ActionSet, ExplorerPmf, SlateWalk, SlotDraw, draw_slate
+from bandit.slate import ActionSet, ExplorerPmf, SlateWalk, draw_slate
+from bandit.slot import SlotDraw
 from retrieval.filters import Viewer
 from service.config import Campaign, Config, SurfaceConfig, explorer_of
 from service.decision_record import build_slot, pack_actions, pack_shortlisted, response_of, seal

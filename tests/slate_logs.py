@@ -9,7 +9,8 @@ import numpy as np
 
 from bandit.exploration import Exploration
 from bandit.rules import Discovery, Rule
-from bandit.slate import ActionSet, SlateWalk, SlotDraw, draw_slot
+from bandit.slate import ActionSet, SlateWalk
+from bandit.slot import SlotDraw, draw_slot
 from service.decision_record import pack_actions, record_slot, seal
 from service.messages import Decision, Versions
 

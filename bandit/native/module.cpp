@@ -120,6 +120,6 @@ PYBIND11_MODULE(_native, m) {
     m.def("build_pmf", [](const SlotView& view, const Mixture& mixture) { return to_array(build_pmf(view, mixture)); },
           py::arg("view"), py::arg("mixture"));
     m.def("draw_slot", &draw_slot, py::arg("here"), py::kw_only(), py::arg("slot"), py::arg("uniform"));
-    m.def("add_costs", &add_costs, py::arg("costs").noconvert(), py::arg("weights").noconvert(), py::arg("indices"),
-          py::arg("values"), py::arg("halves"), py::arg("shared_values"));
+    m.def("score_actions", &score_actions, py::arg("weights").noconvert(), py::kw_only(), py::arg("constant_index"),
+          py::arg("prime"), py::arg("shared"), py::arg("actions"));
 }
