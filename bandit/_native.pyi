@@ -208,6 +208,16 @@ def draw_slot(here: SlotPmf, *, slot: int, uniform: float) -> SlotDraw:
 
 def freshness(available_ms: npt.NDArray[Any], *, now_ms: int, boost: float, half_life_ms: float) -> _Float64s: ...
 def finite_product(column: npt.NDArray[Any], *, weight: float) -> _Float64s: ...
+def feature_index(seed: int, name: str) -> int:
+    """Return VW's 32-bit index of a feature in a namespace whose hash is `seed`."""
+
+def encode_features(seed: int, features: dict[str, float]) -> tuple[tuple[str, ...], _UInt32s, _Float32s]:
+    """Return names, uint32 [n] indices and float32 [n] values of the features that are not 0.
+
+    Raises:
+        ValueError: a value is not finite in float32.
+    """
+
 def score_actions(
     weights: _Float32s,
     *,

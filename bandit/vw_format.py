@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, cast
 
-import mmh3
 import numpy as np
 import numpy.typing as npt
 from vowpal_wabbit_next import CBLabel, Example, Workspace
 from vowpal_wabbit_next.example import FeatureGroupRef
+
+from bandit import _native
 
 VwWorkspace = Workspace[Literal[False]]
 UInt32Array = npt.NDArray[np.uint32]
@@ -32,22 +32,17 @@ SHARED_NAMESPACES = ("context", "user", "position")
 ACTION_NAMESPACES = ("item", "dynamic")
 _NAMESPACE_CODES = {name: ord(letter) for name, letter in NAMESPACE_LETTERS.items()}
 
-_TRIMMED = "".join(map(chr, range(0x21)))
+# VW seeds the hash of a feature with that of its namespace, whose name has no namespace: seed 0.
+_NAMESPACE_HASHES = {name: _native.feature_index(0, letter) for name, letter in NAMESPACE_LETTERS.items()}
 
 
-@lru_cache(maxsize=262_144)
 def feature_index(namespace: str, name: str) -> int:
     """Return VW's 32-bit index of a named feature, before the table mask is applied.
 
     >>> feature_index("context", "device=tv")
     3007328952
     """
-    seed = mmh3.hash(NAMESPACE_LETTERS[namespace], 0, signed=False)
-    # VW trims blanks and control characters, and takes a name of digits only as a number.
-    trimmed = name.strip(_TRIMMED)
-    if trimmed.isascii() and trimmed.isdigit():
-        return (int(trimmed) + seed) & 0xFFFFFFFF
-    return mmh3.hash(trimmed, seed, signed=False) if trimmed else seed
+    return _native.feature_index(_NAMESPACE_HASHES[namespace], name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,26 +60,13 @@ class Encoded:
     values: Float32Array
 
 
-_NO_FEATURES = Encoded(names=(), indices=np.zeros(0, dtype=np.uint32), values=np.zeros(0, dtype=np.float32))
-
-
-def encode(namespace: str, features: Mapping[str, float]) -> Encoded:
+def encode(namespace: str, features: dict[str, float]) -> Encoded:
     """Hash named features of one namespace; features with value 0 are left out, as VW would.
 
     Raises:
         ValueError: a value is not finite in float32.
     """
-    if not features:
-        return _NO_FEATURES
-    with np.errstate(over="ignore"):
-        values = np.fromiter(features.values(), dtype=np.float32, count=len(features))
-    if not np.isfinite(values).all():
-        bad = list(features)[int(np.argmin(np.isfinite(values)))]
-        raise ValueError(f"feature {bad!r} must be finite, got {features[bad]}")
-    # Only now: a value may be 0 in float32 alone.
-    names = tuple(name for name, value in zip(features, values.tolist(), strict=True) if value != 0.0)
-    indices = np.fromiter((feature_index(namespace, name) for name in names), dtype=np.uint32, count=len(names))
-    return Encoded(names=names, indices=indices, values=values[values != 0.0])
+    return Encoded(*_native.encode_features(_NAMESPACE_HASHES[namespace], features))
 
 
 def vw_arguments(interactions: tuple[tuple[str, str], ...], *, learning_rate: float, bits: int) -> list[str]:

@@ -26,7 +26,7 @@ from service.rule_columns import RequestColumns
 from service.served_model import ServedModel
 from service.wire import InlineAction
 
-NamedFeatures = Mapping[str, Mapping[str, float]]
+NamedFeatures = Mapping[str, dict[str, float]]
 
 _MS_PER_DAY = 86_400_000.0
 

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include "boosts.hpp"
+#include "features.hpp"
 #include "mixtures.hpp"
 #include "scorer.hpp"
 #include "slate.hpp"
@@ -45,7 +46,7 @@ double at(const Shared<double>& values, std::int64_t action) {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-    m.doc() = "Kernels of the slate draw and of scoring.";
+    m.doc() = "Kernels of features, of scoring and of the slate draw.";
     py::class_<Limit, std::shared_ptr<Limit>>(m, "Limit")
         .def("place", &Limit::place, py::arg("action"))
         .def_property_readonly("mask", &mask_of);
@@ -120,6 +121,10 @@ PYBIND11_MODULE(_native, m) {
     m.def("build_pmf", [](const SlotView& view, const Mixture& mixture) { return to_array(build_pmf(view, mixture)); },
           py::arg("view"), py::arg("mixture"));
     m.def("draw_slot", &draw_slot, py::arg("here"), py::kw_only(), py::arg("slot"), py::arg("uniform"));
+    m.def("feature_index",
+          [](std::uint32_t seed, const py::str& name) { return feature_index(seed, utf8(name.ptr())); },
+          py::arg("seed"), py::arg("name"));
+    m.def("encode_features", &encode_features, py::arg("seed"), py::arg("features"));
     m.def("score_actions", &score_actions, py::arg("weights").noconvert(), py::kw_only(), py::arg("constant_index"),
           py::arg("prime"), py::arg("shared"), py::arg("actions"));
 }
