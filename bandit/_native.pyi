@@ -218,6 +218,9 @@ def encode_features(seed: int, features: dict[str, float]) -> tuple[tuple[str, .
         ValueError: a value is not finite in float32.
     """
 
+def philox_uniforms(key: bytes, n: int) -> _Float64s:
+    """Return float64 [n] in [0, 1), as numpy draws them from Philox under a key of 16 bytes."""
+
 def score_actions(
     weights: _Float32s,
     *,

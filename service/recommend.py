@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from bandit.features import UnfitValue
-from bandit.randomness import Purpose, build_generator
+from bandit.randomness import build_generator, draw_uniforms
 from bandit.rules import Discovery
 from bandit.slate import ActionSet, ExplorerPmf, SlateWalk, draw_slate
 from bandit.slot import SlotDraw
@@ -209,7 +209,7 @@ class Recommender:
         if canary is None:
             return surface.model
         who = f"{canary.model} {canary.artefact} {request.user_id or event_id}"
-        coin = build_generator(salt=self._salt, purpose="variant", surface=request.surface, event_id=who).random()
+        (coin,) = draw_uniforms(1, salt=self._salt, purpose="variant", surface=request.surface, event_id=who)
         return canary.model if coin < canary.share else surface.model
 
     def _versions(self, effective: Effective, model: ServedModel, explorer: int) -> Versions:
@@ -326,14 +326,12 @@ class Recommender:
         now_ms: int,
         explore: ExplorerPmf | None,
     ) -> tuple[SlateWalk, list[SlotDraw], float]:
-        def rng(purpose: Purpose) -> np.random.Generator:
-            return build_generator(salt=self._salt, purpose=purpose, surface=request.surface, event_id=event_id)
-
         positions: tuple[int, ...] = ()
         probability = 1.0
         for rule in surface.rules:
             if isinstance(rule, Discovery):
-                positions, probability = rule.draw_positions(request.n, rng("discovery"))
+                rng = build_generator(salt=self._salt, purpose="discovery", surface=request.surface, event_id=event_id)
+                positions, probability = rule.draw_positions(request.n, rng)
         walk = SlateWalk(
             actions=actions,
             exploration=surface.exploration,
@@ -343,7 +341,8 @@ class Recommender:
             discovery_positions=positions,
             explorer=explore,
         )
-        return walk, draw_slate(walk, rng("slot").random(request.n)), probability
+        uniforms = draw_uniforms(request.n, salt=self._salt, purpose="slot", surface=request.surface, event_id=event_id)
+        return walk, draw_slate(walk, uniforms), probability
 
     async def _record(self, request: RecommendRequest, surface: SurfaceConfig, decision: Decision) -> RecommendResponse:
         """Write the decision to the spool and answer; with a caller's event id, answer for who holds it."""

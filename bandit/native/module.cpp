@@ -4,6 +4,7 @@
 #include "boosts.hpp"
 #include "features.hpp"
 #include "mixtures.hpp"
+#include "philox.hpp"
 #include "scorer.hpp"
 #include "slate.hpp"
 
@@ -125,6 +126,9 @@ PYBIND11_MODULE(_native, m) {
           [](std::uint32_t seed, const py::str& name) { return feature_index(seed, utf8(name.ptr())); },
           py::arg("seed"), py::arg("name"));
     m.def("encode_features", &encode_features, py::arg("seed"), py::arg("features"));
+    m.def("philox_uniforms",
+          [](const py::bytes& key, std::size_t n) { return philox_uniforms(std::string_view(key), n); }, py::arg("key"),
+          py::arg("n"));
     m.def("score_actions", &score_actions, py::arg("weights").noconvert(), py::kw_only(), py::arg("constant_index"),
           py::arg("prime"), py::arg("shared"), py::arg("actions"));
 }
