@@ -40,7 +40,7 @@ class UnfitValue(ValueError):
         self.source = source
 
 
-class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """One feature, or one family of features for a multi-valued source.
 
     Attributes:
@@ -99,7 +99,7 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError(f"feature {self.name!r} is {self.kind} and cannot have a default")
         self.encode(self.default)
 
-    @property
+    @cached_property
     def bucket_edges(self) -> list[float]:
         """Return the ascending edges of the buckets; empty for an unbucketed number."""
         if self.edges or self.kind not in ("counter", "recency"):
@@ -210,7 +210,9 @@ class FeatureSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         """
         named: dict[str, float] = {}
         for feature in self._of[namespace]:
-            named.update(feature.encode(feature.value_in(record)))
+            value = feature.value_in(record)
+            if value is not None:
+                named.update(feature.encode(value))
         return named
 
     def encode(self, namespace: Namespace, record: Record) -> Encoded:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from vowpal_wabbit_next import CBLabel, Workspace
@@ -55,8 +56,7 @@ class ModelSpec:
         return vw_arguments(self.interactions, learning_rate=self.learning_rate, bits=self.bits)
 
 
-@dataclass(frozen=True, slots=True)
-class ActionFeatures:
+class ActionFeatures(msgspec.Struct, frozen=True):
     """Hashed features of n actions in one namespace, padded to the longest.
 
     Attributes:

@@ -7,8 +7,8 @@ The pmf of slot k is a function of the candidates, the rules, the discovery posi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -24,8 +24,7 @@ ExplorerPmf = Callable[[int, Int64Array], Float64Array]
 _CERTAIN = Mixture(greedy=1.0, shortlist=np.zeros(0), uniform=0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class ActionSet:
+class ActionSet(msgspec.Struct, frozen=True):
     """The candidates of one decision, all eligible, as one snapshot.
 
     Attributes:

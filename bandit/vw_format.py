@@ -7,9 +7,9 @@ VW's own (`--hash strings`), so that an export with the same names trains to the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, cast
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from vowpal_wabbit_next import CBLabel, Example, Workspace
@@ -45,8 +45,7 @@ def feature_index(namespace: str, name: str) -> int:
     return _native.feature_index(_NAMESPACE_HASHES[namespace], name)
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(msgspec.Struct, frozen=True):
     """The features of one namespace of one example.
 
     Attributes:

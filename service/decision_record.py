@@ -116,8 +116,9 @@ def dynamic_record(columns: Columns, action: int, *, source: str) -> dict[str, A
     """Return what dynamic features of one candidate read: its source and its columns, None where they say nothing."""
     record: dict[str, Any] = {}
     for name, column in columns.items():
-        value = column[action].item()
-        record[name] = None if isinstance(value, float) and np.isnan(value) else value
+        value = column.item(action)
+        # NaN alone differs from itself.
+        record[name] = value if value == value else None
     record["source"] = source
     return record
 

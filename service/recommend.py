@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from hashlib import blake2b
 
 import msgspec
@@ -128,7 +127,7 @@ class Recommender:
             self._metrics.user_state_failures.labels("fetch").inc()
             degraded.append("features")
             return NOBODY
-        return replace(state, recent=distinct_interactions(state.recent))
+        return msgspec.structs.replace(state, recent=distinct_interactions(state.recent))
 
     def _check(self, request: RecommendRequest, config: Config) -> SurfaceConfig:
         surface = config.surfaces.get(request.surface)
