@@ -47,7 +47,8 @@ class ItemFeatureTable:
 
     def take(self, rows: npt.NDArray[np.int32]) -> ActionFeatures:
         """Return the features of rows."""
-        return ActionFeatures(indices=self.indices[rows], values=self.values[rows])
+        # `take` is several times as fast as an index of rows.
+        return ActionFeatures(indices=self.indices.take(rows, axis=0), values=self.values.take(rows, axis=0))
 
 
 class ItemsView:

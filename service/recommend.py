@@ -289,9 +289,14 @@ class Recommender:
         degraded: list[str],
     ) -> tuple[Candidates, dict[int, InlineAction]]:
         if request.candidates is None:
-            rng = build_generator(salt=self._salt, purpose="candidates", surface=request.surface, event_id=event_id)
+
+            def new_rng() -> np.random.Generator:
+                return build_generator(
+                    salt=self._salt, purpose="candidates", surface=request.surface, event_id=event_id
+                )
+
             retriever = self._items.retriever
-            return retriever.retrieve(query, surface.sources, limit=surface.n_candidates, rng=rng), {}
+            return retriever.retrieve(query, surface.sources, limit=surface.n_candidates, new_rng=new_rng), {}
         described = {place: c for place, c in enumerate(request.candidates) if isinstance(c, InlineAction)}
         item_ids = {c for c in request.candidates if isinstance(c, str)}
         if len({c.id for c in described.values()} | item_ids) != len(request.candidates):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import cache
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -32,8 +33,7 @@ _N_SEEDS = 5
 _NO_ROWS = np.zeros(0, dtype=np.int32)
 
 
-@dataclass(frozen=True, slots=True)
-class CandidateQuery:
+class CandidateQuery(msgspec.Struct, frozen=True, gc=False):
     """What retrieval reads of a request.
 
     Attributes:
@@ -55,8 +55,7 @@ class CandidateQuery:
     wanted_rows: Sequence[int] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
+class Candidates(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Eligible candidates, distinct.
 
     Attributes:
@@ -74,8 +73,7 @@ class Candidates:
     n_rounds: int = 1
 
 
-@dataclass(slots=True)
-class _Asked:
+class _Asked(msgspec.Struct, eq=False, gc=False):
     """What one source gave in its last round.
 
     Attributes:
@@ -134,9 +132,22 @@ class Retriever:
             self._vectors.remove(row, item_id)
 
     def retrieve(
-        self, query: CandidateQuery, sources: Sequence[SourceConfig], *, limit: int, rng: np.random.Generator
+        self,
+        query: CandidateQuery,
+        sources: Sequence[SourceConfig],
+        *,
+        limit: int,
+        new_rng: Callable[[], np.random.Generator],
     ) -> Candidates:
-        """Ask every source, drop who may not be shown, ask again those that came out short, blend."""
+        """Ask every source, drop who may not be shown, ask again those that came out short, blend.
+
+        Args:
+            query: What is known of the request.
+            sources: The most important first.
+            limit: Candidates wanted.
+            new_rng: Called at most once, and only if a source draws; all of them draw from what it returns.
+        """
+        rng = cache(new_rng)
         user_vector = self._user_vector(query)
         campaigns = []
         if query.wanted_rows:
@@ -206,7 +217,7 @@ class Retriever:
         wanted: Sequence[tuple[SourceConfig, int]],
         query: CandidateQuery,
         user_vector: Float32Array | None,
-        rng: np.random.Generator,
+        rng: Callable[[], np.random.Generator],
     ) -> list[_Asked]:
         """Ask sources for so many rows each, and keep what may be shown."""
         found = [self._find(source.name, n_wanted, query, user_vector, rng) for source, n_wanted in wanted]
@@ -229,18 +240,19 @@ class Retriever:
         n_wanted: int,
         query: CandidateQuery,
         user_vector: Float32Array | None,
-        rng: np.random.Generator,
+        rng: Callable[[], np.random.Generator],
     ) -> tuple[Int32Array, Float32Array, bool]:
         """Return the best `n_wanted` rows of a source, their scores, and whether it has no more."""
         n_items = len(self.catalogue.item_ids)
         if name == "random":
             if n_wanted >= n_items:
-                rows = rng.permutation(n_items).astype(np.int32)
+                rows = rng().permutation(n_items).astype(np.int32)
             else:
-                rows = rng.permutation(np.unique(rng.integers(0, n_items, size=n_wanted))).astype(np.int32)
+                drawn = rng().integers(0, n_items, size=n_wanted)
+                rows = rng().permutation(_distinct(drawn)).astype(np.int32)
             return rows, np.zeros(len(rows), dtype=np.float32), n_wanted >= n_items
         if name == "under_explored":
-            drawn = draw_weighted(self.rankings.exploration_weight, n_wanted, rng)
+            drawn = draw_weighted(self.rankings.exploration_weight, n_wanted, rng())
             weights = self.rankings.exploration_weight[drawn].astype(np.float32)
             return self.rankings.under_explored[drawn], weights, len(drawn) < n_wanted
         if name == "also_liked":
@@ -313,6 +325,15 @@ class Retriever:
             known = labels >= 0
             affinity[known] = self._vectors.vectors(labels[known]) @ user_vector
         return affinity
+
+
+def _distinct(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the values, each once, in rising order; the checks of `np.unique` cost more than that at this size."""
+    values = np.sort(values)
+    is_first = np.ones(len(values), dtype=np.bool_)
+    np.not_equal(values[1:], values[:-1], out=is_first[1:])
+    distinct: npt.NDArray[np.int64] = values[is_first]
+    return distinct
 
 
 def _seeds(query: CandidateQuery) -> list[tuple[str, float]]:

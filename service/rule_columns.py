@@ -58,7 +58,7 @@ class AttributeColumns:
 
     def take(self, rows: Int32Array, names: Collection[str]) -> Columns:
         """Return the columns of rows."""
-        return {name: column[rows] for name, column in self._columns.items() if name in names}
+        return {name: column.take(rows) for name, column in self._columns.items() if name in names}
 
     def encode(self, items: Sequence[Item | InlineAction], names: Collection[str]) -> Columns:
         """Return the columns of items that may not be in the catalogue."""
