@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from service.messages import (
     DecisionSummary,
     Impression,
@@ -20,8 +22,7 @@ from service.messages import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Shipment:
+class Shipment(msgspec.Struct, frozen=True, gc=False):
     """A decision or an event on its way into the journal.
 
     Attributes:
@@ -43,8 +44,7 @@ class Shipment:
     number: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True, gc=False):
     """Who holds an event id.
 
     Attributes:
@@ -58,8 +58,7 @@ class Claim:
     is_new: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One entry as read from a stream."""
 
     stream: str
