@@ -21,7 +21,7 @@ from service.messages import (
 )
 
 
-class Shipment(msgspec.Struct, frozen=True):
+class Shipment(msgspec.Struct, frozen=True, gc=False):
     """A decision or an event on its way into the journal.
 
     Attributes:
@@ -43,7 +43,7 @@ class Shipment(msgspec.Struct, frozen=True):
     number: int = 0
 
 
-class Claim(msgspec.Struct, frozen=True):
+class Claim(msgspec.Struct, frozen=True, gc=False):
     """Who holds an event id.
 
     Attributes:
@@ -57,7 +57,7 @@ class Claim(msgspec.Struct, frozen=True):
     is_new: bool
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One entry as read from a stream."""
 
     stream: str
