@@ -45,7 +45,7 @@ from service.numerics import build_event_id, keyed_digest, numerics_fingerprint
 from service.ports import Claim, Journal, UserState, UserStates
 from service.ranking import ColumnRequest, rank, rank_described
 from service.retriever import CandidateQuery, Candidates
-from service.rule_columns import RequestColumns, columns_of
+from service.rule_columns import SHOWING_COLUMNS, RequestColumns, columns_of
 from service.served_explorer import ServedExplorer
 from service.served_model import ServedModel
 from service.sessions import Showings, distinct_interactions
@@ -156,11 +156,7 @@ class Recommender:
         named = self._named_features(request, state, shown, now_ms)
         candidates, described = self._candidates(request, surface, query, event_id, degraded)
         watch.lap("candidates")
-        wanted = ColumnRequest(
-            columns_of(surface.rules) | self._schema.sources("dynamic"),
-            self._request_columns(running, shown, now_ms),
-            now_ms,
-        )
+        wanted = self._columns(surface, running, shown, now_ms)
         if described:
             ranked = rank_described(self._items, model, named, candidates, described, wanted)
         else:
@@ -313,13 +309,19 @@ class Recommender:
         running = [(c, self._items.catalogue.row(c.item_id)) for c in surface.campaigns if c.runs_at(now_ms)]
         return [(campaign, row) for campaign, row in running if row is not None]
 
-    def _request_columns(self, running: Sequence[tuple[Campaign, int]], shown: Showings, now_ms: int) -> RequestColumns:
+    def _columns(
+        self, surface: SurfaceConfig, running: Sequence[tuple[Campaign, int]], shown: Showings, now_ms: int
+    ) -> ColumnRequest:
+        names = columns_of(surface.rules) | self._schema.sources("dynamic")
+        if names.isdisjoint(SHOWING_COLUMNS):
+            return ColumnRequest(names, RequestColumns(campaigns=running), now_ms)
         rows = {item_id: row for item_id in shown.n_seen if (row := self._items.catalogue.row(item_id)) is not None}
-        return RequestColumns(
+        request = RequestColumns(
             campaigns=running,
             n_seen={row: shown.n_seen[item_id] for item_id, row in rows.items()},
             last_shown_s={row: seconds_since(shown.last_shown_at_ms[item_id], now_ms) for item_id, row in rows.items()},
         )
+        return ColumnRequest(names, request, now_ms)
 
     def _draw(
         self,
