@@ -104,6 +104,7 @@ class SlotPmf:
         placed_by: `sponsored` or `pinned` when a placement fills the slot with probability 1, else empty.
         is_discovery: The slot is reserved and the pool was not empty.
         gave_way: Rules that were relaxed to leave something to show, by kind and column.
+        explorer_pmf: Of the view.
         explore_propensity: Probability that the slot is not given to a best action.
     """
 
@@ -125,6 +126,8 @@ class SlotPmf:
     @property
     def gave_way(self) -> tuple[str, ...]: ...
     @property
+    def explorer_pmf(self) -> _Float64s | None: ...
+    @property
     def explore_propensity(self) -> float: ...
     def parts(self, action: int) -> dict[str, float]:
         """Return how an action's propensity adds up: `greedy`, `uniform`, and `shortlist` as the rest."""
@@ -142,6 +145,7 @@ class SlotDraw:
         propensity: The probability it was drawn with: an element of the very array that was sampled from.
         boost: What rules added to its score.
         is_greedy: It is a best action.
+        n_allowed: How many the slot could hold.
         best: The first of the best actions.
         n_best: How many tie.
         reason: pinned, sponsored, discovery, greedy or explore.
@@ -166,12 +170,15 @@ class SlotDraw:
     @property
     def is_greedy(self) -> bool: ...
     @property
+    def n_allowed(self) -> int: ...
+    @property
     def best(self) -> int: ...
     @property
     def n_best(self) -> int: ...
     @property
     def reason(self) -> str: ...
 
+def all_finite(values: _Float32s) -> bool: ...
 def view_slot(scores: _Float64s, allowed: _Bools, *, shortlist: int) -> SlotView:
     """Return the view of a slot with a shortlist of at most `shortlist` actions.
 
@@ -185,7 +192,7 @@ def view_slot(scores: _Float64s, allowed: _Bools, *, shortlist: int) -> SlotView
     """
 
 def softmax_mixture(
-    view: SlotView, *, greedy: float, mass: float, uniform: float, temperature: float | None
+    view: SlotView, greedy: float, mass: float, uniform: float, temperature: float | None, /
 ) -> Mixture:
     """Return a mixture whose `mass` is a softmax over the shortlist.
 
@@ -193,7 +200,7 @@ def softmax_mixture(
     all of it are alike.
     """
 
-def inverse_gap_mixture(view: SlotView, *, gamma: float, uniform: float) -> Mixture:
+def inverse_gap_mixture(view: SlotView, gamma: float, uniform: float, /) -> Mixture:
     """Return a mixture whose shortlist has 1 / (m + gamma (s_best - s)), the best sharing the rest equally."""
 
 def build_pmf(view: SlotView, mixture: Mixture) -> _Float64s:
@@ -203,7 +210,7 @@ def build_pmf(view: SlotView, mixture: Mixture) -> _Float64s:
         ValueError: the shortlist's masses are not one for each of its actions.
     """
 
-def draw_slot(here: SlotPmf, *, slot: int, uniform: float) -> SlotDraw:
+def draw_slot(here: SlotPmf, slot: int, uniform: float, /) -> SlotDraw:
     """Draw one slot by inverse CDF: a function of the pmf and one uniform in [0, 1)."""
 
 def freshness(available_ms: npt.NDArray[Any], *, now_ms: int, boost: float, half_life_ms: float) -> _Float64s: ...

@@ -107,13 +107,8 @@ class Epsilon(_OnShortlist, frozen=True, kw_only=True, tag="epsilon"):
 
     def mixture(self, view: SlotView) -> Mixture:
         """Return greedy, softmax and uniform parts; the softmax is uniform where the temperature comes out as 0."""
-        return softmax_mixture(
-            view,
-            greedy=1.0 - self.rate,
-            mass=self.rate * (1.0 - self.uniform_share),
-            uniform=self.rate * self.uniform_share,
-            temperature=self.temperature,
-        )
+        rate, share = self.rate, self.uniform_share
+        return softmax_mixture(view, 1.0 - rate, rate * (1.0 - share), rate * share, self.temperature)
 
     @property
     def explore_rate(self) -> float:
@@ -152,13 +147,7 @@ class Softmax(_OnShortlist, frozen=True, kw_only=True, tag="softmax"):
 
     def mixture(self, view: SlotView) -> Mixture:
         """Return softmax and uniform parts."""
-        return softmax_mixture(
-            view,
-            greedy=0.0,
-            mass=1.0 - self.uniform_share,
-            uniform=self.uniform_share,
-            temperature=self.temperature,
-        )
+        return softmax_mixture(view, 0.0, 1.0 - self.uniform_share, self.uniform_share, self.temperature)
 
 
 class SquareCB(_OnShortlist, frozen=True, kw_only=True, tag="squarecb"):
@@ -192,7 +181,7 @@ class SquareCB(_OnShortlist, frozen=True, kw_only=True, tag="squarecb"):
 
     def mixture(self, view: SlotView) -> Mixture:
         """Return gap-weighted and uniform parts."""
-        return inverse_gap_mixture(view, gamma=self.gamma, uniform=self.uniform_share)
+        return inverse_gap_mixture(view, self.gamma, self.uniform_share)
 
 
 class VwExplorer(_OnShortlist, frozen=True, kw_only=True, tag="vw"):

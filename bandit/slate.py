@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from bandit._native import Likeness, Limit, SlateState
+from bandit._native import Likeness, Limit, SlateState, all_finite
 from bandit.columns import BoolArray, Columns, Float64Array, Int64Array
 from bandit.exploration import Exploration
 from bandit.rules import Boost, Discovery, Diversity, MaxPer, Placement, Rule
@@ -43,11 +43,13 @@ class ActionSet(msgspec.Struct, frozen=True):
         Raises:
             ValueError: a shape differs from the ids or a score is not finite.
         """
-        n = len(self.ids)
-        for name, array in (("scores", self.scores), *self.columns.items()):
-            if array.shape != (n,):
-                raise ValueError(f"{name} must have shape ({n},), got {array.shape}")
-        if not np.isfinite(self.scores).all():
+        shape = (len(self.ids),)
+        if self.scores.shape != shape:
+            raise ValueError(f"scores must have shape {shape}, got {self.scores.shape}")
+        for name, column in self.columns.items():
+            if column.shape != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {column.shape}")
+        if not all_finite(self.scores):
             raise ValueError("scores must be finite")
 
 
@@ -81,7 +83,8 @@ class SlateWalk:
         self.exploration = exploration
         self.rules = rules
         self.discovery_positions = discovery_positions
-        self._n_slots = 0
+        self._n_placed = 0
+        self._shortlist_size = exploration.shortlist_size
         columns, n = actions.columns, len(actions.ids)
         boosts: Float64Array | None = None
         likenesses: list[Likeness] = []
@@ -123,17 +126,17 @@ class SlateWalk:
 
     def pmf(self) -> SlotPmf | None:
         """Return the pmf of the next slot, None when no candidate is left."""
-        slot = self._n_slots
+        slot = self._n_placed
         if slot in self._claims:
             placed_by, action = self._claims[slot]
             return SlotPmf(self._state.only(action), _CERTAIN, placed_by, False, ())
-        seen = self._state.view(self.exploration.shortlist_size)
+        seen = self._state.view(self._shortlist_size)
         if seen is None:
             return None
         view, given_up = seen
         if self._explorer is not None:
             view.explorer_pmf = self._explorer(slot, view.top)
-        gave_way = tuple([self._limit_names[limit] for limit in given_up])
+        gave_way = tuple([self._limit_names[limit] for limit in given_up]) if given_up else ()
         is_discovery = slot in self._reserved and "discovery" not in gave_way
         return SlotPmf(view, self.exploration.mixture(view), "", is_discovery, gave_way)
 
@@ -144,7 +147,7 @@ class SlateWalk:
             ValueError: it is already in the slate, or not a candidate.
         """
         self._state.place(action)
-        self._n_slots += 1
+        self._n_placed += 1
 
 
 def draw_slate(walk: SlateWalk, uniforms: Float64Array) -> list[SlotDraw]:
@@ -162,7 +165,7 @@ def draw_slate(walk: SlateWalk, uniforms: Float64Array) -> list[SlotDraw]:
         here = walk.pmf()
         if here is None:
             break
-        draw = draw_slot(here, slot=slot, uniform=uniform)
+        draw = draw_slot(here, slot, uniform)
         walk.place(draw.action)
         draws.append(draw)
     return draws

@@ -126,15 +126,14 @@ def dynamic_record(columns: Columns, action: int, *, source: str) -> dict[str, A
 def record_slot(draw: SlotDraw, actions: ActionSet, *, features: dict[str, dict[str, float]]) -> SlotRecord:
     """Build the record of one slot."""
     here = draw.here
-    view = here.view
-    explored = view.explorer_pmf
+    explored = here.explorer_pmf
     return SlotRecord(
         item_id=actions.ids[draw.action],
         action=draw.action,
         propensity=draw.propensity,
         uniform=draw.uniform,
         cumulative_before=draw.cumulative_before,
-        n_feasible=view.n_allowed,
+        n_feasible=draw.n_allowed,
         greedy_action=draw.best,
         n_greedy=draw.n_best,
         explore_propensity=here.explore_propensity,
@@ -144,7 +143,7 @@ def record_slot(draw: SlotDraw, actions: ActionSet, *, features: dict[str, dict[
         boost=draw.boost,
         gave_way=list(here.gave_way),
         features=features,
-        shortlist=b"" if explored is None else view.top.astype("<u4").tobytes(),
+        shortlist=b"" if explored is None else here.view.top.astype("<u4").tobytes(),
         explorer_pmf=b"" if explored is None else explored.astype("<f8").tobytes(),
     )
 

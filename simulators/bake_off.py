@@ -280,7 +280,7 @@ def hone_loss(stream: Stream, *, exploration: Policy, learning_rate: float) -> f
         )
         here = walk.pmf()
         assert here is not None
-        drawn = draw_slot(here, slot=0, uniform=uniform)
+        drawn = draw_slot(here, 0, uniform)
         reward = float(drawn.action == label)
         n_wrong += drawn.action != label
         learner.learn(shared, actions[drawn.action], reward=reward, propensity=drawn.propensity)

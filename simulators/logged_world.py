@@ -201,7 +201,7 @@ class _Shown:
 
     def draw(self, world: LoggedWorld, uniforms: Float64Array) -> list[SlotDraw]:
         """Fill a slate."""
-        first = draw_slot(self.first, slot=0, uniform=float(uniforms[0]))
+        first = draw_slot(self.first, 0, float(uniforms[0]))
         if world.n_slots == 1:
             return [first]
         return draw_slate(_walk(world, self.actions), uniforms)

@@ -57,7 +57,7 @@ def _slates(
         return
     ends = np.cumsum(here.pmf)
     for action in np.flatnonzero(here.pmf).tolist():
-        draw = draw_slot(here, slot=len(before), uniform=float(ends[action] - here.pmf[action] / 2))
+        draw = draw_slot(here, len(before), float(ends[action] - here.pmf[action] / 2))
         assert draw.action == action
         for draws, mass in _slates(exploration, rules, positions, (*before, draw)):
             yield draws, mass * draw.propensity

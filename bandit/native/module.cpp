@@ -96,6 +96,7 @@ PYBIND11_MODULE(_native, m) {
         .def_readonly("placed_by", &SlotPmf::placed_by)
         .def_readonly("is_discovery", &SlotPmf::is_discovery)
         .def_readonly("gave_way", &SlotPmf::gave_way)
+        .def_property_readonly("explorer_pmf", [](const SlotPmf& here) { return here.view.explorer_pmf; })
         .def_property_readonly("explore_propensity", &SlotPmf::explore_propensity)
         .def("parts", &parts_of, py::arg("action"));
     py::class_<SlotDraw>(m, "SlotDraw")
@@ -108,20 +109,25 @@ PYBIND11_MODULE(_native, m) {
         .def_property_readonly("propensity", [](const SlotDraw& draw) { return at(draw.here->pmf, draw.action); })
         .def_property_readonly("boost", [](const SlotDraw& draw) { return at(draw.here->view.boosts, draw.action); })
         .def_property_readonly("is_greedy", [](const SlotDraw& draw) { return draw.here->is_greedy(draw.action); })
+        .def_property_readonly("n_allowed", [](const SlotDraw& draw) { return draw.here->view.n_allowed; })
         .def_property_readonly("best", [](const SlotDraw& draw) { return draw.here->view.greedy->front(); })
         .def_property_readonly("n_best", [](const SlotDraw& draw) { return draw.here->view.greedy->size(); })
         .def_property_readonly("reason", &SlotDraw::reason);
     m.def("freshness", &freshness, py::arg("available_ms"), py::kw_only(), py::arg("now_ms"), py::arg("boost"),
           py::arg("half_life_ms"));
     m.def("finite_product", &finite_product, py::arg("column"), py::kw_only(), py::arg("weight"));
+    m.def("all_finite",
+          [](const Array<float>& values) {
+              return std::all_of(values.data(), values.data() + values.size(), [](float x) { return std::isfinite(x); });
+          },
+          py::arg("values"));
     m.def("view_slot", &view_of, py::arg("scores"), py::arg("allowed"), py::kw_only(), py::arg("shortlist"));
-    m.def("softmax_mixture", &softmax_mixture, py::arg("view"), py::kw_only(), py::arg("greedy"), py::arg("mass"),
-          py::arg("uniform"), py::arg("temperature"));
-    m.def("inverse_gap_mixture", &inverse_gap_mixture, py::arg("view"), py::kw_only(), py::arg("gamma"),
-          py::arg("uniform"));
+    // By position: reading names takes longer than mixing.
+    m.def("softmax_mixture", &softmax_mixture);
+    m.def("inverse_gap_mixture", &inverse_gap_mixture);
     m.def("build_pmf", [](const SlotView& view, const Mixture& mixture) { return to_array(build_pmf(view, mixture)); },
           py::arg("view"), py::arg("mixture"));
-    m.def("draw_slot", &draw_slot, py::arg("here"), py::kw_only(), py::arg("slot"), py::arg("uniform"));
+    m.def("draw_slot", &draw_slot);
     m.def("feature_index",
           [](std::uint32_t seed, const py::str& name) { return feature_index(seed, utf8(name.ptr())); },
           py::arg("seed"), py::arg("name"));
