@@ -4,6 +4,7 @@
 #include "boosts.hpp"
 #include "scorer.hpp"
 #include "slot.hpp"
+#include "weight_set.hpp"
 
 namespace py = pybind11;
 using namespace hone;
@@ -18,7 +19,7 @@ std::optional<py::array_t<bool>> mask_of(const Limit& limit) {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-    m.doc() = "Kernels of the slate draw and of scoring.";
+    m.doc() = "Kernels of the slate draw, of scoring and of learning.";
     py::class_<Limit, std::shared_ptr<Limit>>(m, "Limit")
         .def("place", &Limit::place, py::arg("action"))
         .def_property_readonly("mask", &mask_of);
@@ -43,6 +44,11 @@ PYBIND11_MODULE(_native, m) {
         .def("view", &SlateState::view, py::arg("shortlist"))
         .def_property_readonly("boosts", &SlateState::boosts)
         .def_property_readonly("boosted", &SlateState::boosted);
+    py::class_<WeightSet>(m, "WeightSet")
+        .def(py::init<unsigned, std::uint32_t>(), py::kw_only(), py::arg("bits"), py::arg("prime"))
+        .def("add", &WeightSet::add, py::arg("features"), py::arg("interactions"))
+        .def("positions", &WeightSet::positions)
+        .def("clear", &WeightSet::clear);
     m.def("freshness", &freshness, py::arg("available_ms"), py::kw_only(), py::arg("now_ms"), py::arg("boost"),
           py::arg("half_life_ms"));
     m.def("finite_product", &finite_product, py::arg("column"), py::kw_only(), py::arg("weight"));
