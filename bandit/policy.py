@@ -180,7 +180,7 @@ def score_terms(spec: ModelSpec, shared: Mapping[str, Encoded], action: Mapping[
             one, other = shared[first], action[second]
             features += [((first, a), (second, b)) for a in one.names for b in other.names]
             values.append(np.outer(one.values.astype(np.float64), other.values).ravel())
-    positions = touched_weights(spec, [shared], [action])
+    positions = touched_weights(spec, shared, action)
     return ScoreTerms(features=features, values=np.concatenate(values), positions=positions)
 
 
@@ -191,39 +191,15 @@ def row_features(features: ActionFeatures, row: int) -> Encoded:
 
 
 def touched_weights(
-    spec: ModelSpec, shared: Sequence[Mapping[str, Encoded]], actions: Sequence[Mapping[str, Encoded]]
+    spec: ModelSpec, shared: Mapping[str, Encoded], action: Mapping[str, Encoded]
 ) -> npt.NDArray[np.int64]:
-    """Return int64 table positions that learning these n examples can change, with repetitions.
-
-    Args:
-        spec: of the model.
-        shared: of each example.
-        actions: of each example, the one that is learned.
-    """
+    """Return int64 table positions that learning an action can change, with repetitions."""
     mask = np.uint32((1 << spec.bits) - 1)
     parts = [np.array([CONSTANT_INDEX], dtype=np.uint32)]
-    parts += [e.indices for example in (*shared, *actions) for e in example.values()]
+    parts += [encoded.indices for encoded in (*shared.values(), *action.values())]
     for first, second in spec.interactions:
-        pairs = [
-            (s[first].indices, a[second].indices)
-            for s, a in zip(shared, actions, strict=True)
-            if first in s and second in a
-        ]
-        if pairs:
-            parts.append(_crossed(*map(list, zip(*pairs, strict=True))))
+        if first in shared and second in action:
+            halves = shared[first].indices * INTERACTION_PRIME
+            parts.append(np.bitwise_xor.outer(halves, action[second].indices).ravel())
     positions: npt.NDArray[np.int64] = (np.concatenate(parts) & mask).astype(np.int64)
     return positions
-
-
-def _crossed(firsts: Sequence[UInt32Array], seconds: Sequence[UInt32Array]) -> UInt32Array:
-    """Return the hashes of every pair of a feature of firsts[i] with one of seconds[i], for all i."""
-    n_second = np.array([len(second) for second in seconds])
-    starts = np.cumsum(n_second) - n_second
-    n_first = [len(first) for first in firsts]
-    # One block a first feature: all features of its second, which stand at `begins` of the concatenation.
-    lengths, begins = np.repeat(n_second, n_first), np.repeat(starts, n_first)
-    ends = np.cumsum(lengths)
-    within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths - begins, lengths)
-    halves = np.repeat(np.concatenate(firsts) * INTERACTION_PRIME, lengths)
-    crossed: UInt32Array = halves ^ np.concatenate(seconds)[within]
-    return crossed

@@ -130,8 +130,9 @@ def weight_table(workspace: VwWorkspace, arguments: Sequence[str]) -> Float32Arr
 class _Refilled:
     """A VW example that is filled again and again; nobody else changes its features."""
 
-    def __init__(self, namespaces: Sequence[str]) -> None:
+    def __init__(self, namespaces: Sequence[str], label: CBLabel) -> None:
         self.example = Example()
+        self.example.set_label(label)
         self._namespaces = namespaces
         # What each group holds, in the order of the groups, and VW's own group.
         self._held: dict[str, Encoded] = {}
@@ -139,9 +140,12 @@ class _Refilled:
 
     def fill(self, encoded: Mapping[str, Encoded]) -> None:
         """Overwrite the features; what is there already is not written again."""
-        # VW's empty groups count as namespaces, so an example has only those that hold something.
-        wanted = {name: encoded[name] for name in self._namespaces if name in encoded and len(encoded[name].indices)}
-        held = self._held
+        wanted, held = {}, self._held
+        for name in self._namespaces:
+            features = encoded.get(name)
+            # VW's empty groups count as namespaces, so an example has only those that hold something.
+            if features is not None and len(features.indices):
+                wanted[name] = features
         if wanted.keys() != held.keys():
             # VW adds up groups in the order they came: begin again, so that no sum depends on earlier examples.
             self._begin_again(wanted)
@@ -150,7 +154,7 @@ class _Refilled:
             if held.get(name) is not features:
                 group = self._groups[name]
                 group.truncate_to(0)
-                group.push_many_features(features.indices.astype(np.uint64), features.values)  # type: ignore[arg-type] # its stub's dtypes are private
+                group.push_many_features(features.indices, features.values)  # type: ignore[arg-type] # its stub's dtypes are private
         self._held = wanted
 
     def _begin_again(self, names: Iterable[str]) -> None:
@@ -168,8 +172,7 @@ class ExamplePool:
     """
 
     def __init__(self) -> None:
-        self._shared = _Refilled(SHARED_NAMESPACES)
-        self._shared.example.set_label(CBLabel(shared=True))
+        self._shared = _Refilled(SHARED_NAMESPACES, CBLabel(shared=True))
         self._actions: list[_Refilled] = []
 
     def fill_shared(self, shared: Mapping[str, Encoded]) -> Example:
@@ -180,9 +183,10 @@ class ExamplePool:
     def fill_action(self, position: int, action: Mapping[str, Encoded], *, label: CBLabel) -> Example:
         """Overwrite and return the action example at `position`, growing the pool when it is the next one."""
         if position == len(self._actions):
-            self._actions.append(_Refilled(ACTION_NAMESPACES))
+            self._actions.append(_Refilled(ACTION_NAMESPACES, label))
         refilled = self._actions[position]
-        refilled.example.set_label(label)
+        # Below `Example.set_label`, which asks what kind of label it is; they are all of one.
+        refilled.example._example._set_label(label)
         refilled.fill(action)
         return refilled.example
 

@@ -7,6 +7,7 @@
 #include "philox.hpp"
 #include "scorer.hpp"
 #include "slate.hpp"
+#include "weight_set.hpp"
 
 namespace py = pybind11;
 using namespace hone;
@@ -47,7 +48,7 @@ double at(const Shared<double>& values, std::int64_t action) {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-    m.doc() = "Kernels of features, of scoring and of the slate draw.";
+    m.doc() = "Kernels of features, of scoring, of the slate draw and of learning.";
     py::class_<Limit, std::shared_ptr<Limit>>(m, "Limit")
         .def("place", &Limit::place, py::arg("action"))
         .def_property_readonly("mask", &mask_of);
@@ -113,6 +114,11 @@ PYBIND11_MODULE(_native, m) {
         .def_property_readonly("best", [](const SlotDraw& draw) { return draw.here->view.greedy->front(); })
         .def_property_readonly("n_best", [](const SlotDraw& draw) { return draw.here->view.greedy->size(); })
         .def_property_readonly("reason", &SlotDraw::reason);
+    py::class_<WeightSet>(m, "WeightSet")
+        .def(py::init<unsigned, std::uint32_t>(), py::kw_only(), py::arg("bits"), py::arg("prime"))
+        .def("add", &WeightSet::add, py::arg("features"), py::arg("interactions"))
+        .def("positions", &WeightSet::positions)
+        .def("clear", &WeightSet::clear);
     m.def("freshness", &freshness, py::arg("available_ms"), py::kw_only(), py::arg("now_ms"), py::arg("boost"),
           py::arg("half_life_ms"));
     m.def("finite_product", &finite_product, py::arg("column"), py::kw_only(), py::arg("weight"));

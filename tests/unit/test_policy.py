@@ -135,7 +135,7 @@ def test_touched_weights_cover_every_weight_that_learning_changes(
         learner.learn(shared, action, reward=1.0 - 0.3 * turn, propensity=0.5)
         after = _dense(learner)
         changed = set(np.flatnonzero(before != after).tolist())
-        touched = touched_weights(spec, [shared], [action])
+        touched = touched_weights(spec, shared, action)
         assert changed
         assert changed <= set(touched.tolist())
         n_terms = 1 + sum(len(e.indices) for e in (*shared.values(), *action.values()))
@@ -177,7 +177,7 @@ def test_interactions_use_the_pair_that_is_declared_and_no_other() -> None:
         table = WeightTable(spec)
         linear = {CONSTANT_INDEX & (len(table.weights) - 1)}
         linear |= {int(e.indices[0]) & (len(table.weights) - 1) for e in features.values()}
-        (crossed,) = set(touched_weights(spec, [shared], [{n: features[n] for n in ACTION}]).tolist()) - linear
+        (crossed,) = set(touched_weights(spec, shared, {n: features[n] for n in ACTION}).tolist()) - linear
         table.weights[crossed] = 1.0
         assert table.score(shared, stacked).tolist() == [-1.0]
 
