@@ -23,5 +23,5 @@ PYBIND11_MODULE(_native, m) {
           py::arg("allowed"), py::arg("min_age"), py::arg("now_ms"), py::arg("age"), py::arg("unknown_age"),
           py::arg("unknown_needs"), py::arg("hidden"));
     m.def("blend", &blend, py::arg("rows"), py::arg("scores"), py::arg("quotas"), py::arg("limit"));
-    m.def("best", &best, py::arg("scores"), py::arg("n"));
+    m.def("best", &best, py::arg("scores"), py::arg("n"), py::kw_only(), py::arg("labels") = py::none());
 }

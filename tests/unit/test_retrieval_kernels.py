@@ -46,9 +46,19 @@ def test_the_best_of_thousands_are_the_same_however_they_lie(shape: str) -> None
             assert _native.best(scores, n).tolist() == _plain_best(scores, n)
 
 
-def test_scores_that_have_no_order_are_refused() -> None:
-    with pytest.raises(ValueError, match="scores must be numbers, got NaN"):
-        _native.best(np.array([1.0, np.nan]), 1)
+@pytest.mark.parametrize("m", [3, 1_000])
+def test_what_is_no_number_is_none_of_the_best(m: int) -> None:
+    scores = np.full(m, np.nan)
+    scores[:3] = [1.0, -np.inf, 2.0]
+    assert _native.best(scores, 2).tolist() == [2, 0]
+    assert _native.best(scores, m).tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("n", [1, 40, 2_000])
+def test_equal_scores_stand_in_the_order_of_their_labels(n: int) -> None:
+    rng = np.random.default_rng(5)
+    scores, labels = rng.integers(0, 30, size=2_000).astype(np.float64), rng.permutation(2_000)
+    assert _native.best(scores, n, labels=labels).tolist() == np.lexsort((labels, -scores))[:n].tolist()
 
 
 def _plain_blend(sources: list[list[int]], quotas: list[int], limit: int) -> list[tuple[int, int, int]]:
