@@ -121,9 +121,9 @@ class Recommender:
         if user_id is None:
             return NOBODY
         try:
-            async with asyncio.timeout(self._timeout_s):
-                state = await self._users.fetch(user_id)
-        except (StoreUnavailable, TimeoutError):
+            # The client gives up after the store's timeout by itself.
+            state = await self._users.fetch(user_id)
+        except StoreUnavailable:
             self._metrics.user_state_failures.labels("fetch").inc()
             degraded.append("features")
             return NOBODY

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 
 import msgspec
 import numpy as np
@@ -97,13 +96,20 @@ class _Asked(msgspec.Struct, eq=False, gc=False):
         return min(max(2 * self.n_wanted, int(likely)), max(MAX_FETCH, self.n_wanted))
 
 
-class _Request(msgspec.Struct, frozen=True):
-    """What every source is asked with; `rng` builds the generator when a source first draws."""
+class _Request(msgspec.Struct):
+    """What every source is asked with."""
 
     query: CandidateQuery
     user_vector: Float32Array | None
-    rng: Callable[[], np.random.Generator]
     limit: int
+    new_rng: Callable[[], np.random.Generator]
+    _rng: np.random.Generator | None = None
+
+    def rng(self) -> np.random.Generator:
+        """Return the generator that all sources draw from, built when the first one does."""
+        if self._rng is None:
+            self._rng = self.new_rng()
+        return self._rng
 
 
 class Retriever:
@@ -157,7 +163,7 @@ class Retriever:
             new_rng: Called at most once, and only if a source draws; all of them draw from what it returns.
         """
         user_vector = self._user_vector(query)
-        request = _Request(query, user_vector, cache(new_rng), limit)
+        request = _Request(query, user_vector, limit, new_rng)
         campaigns = []
         if query.wanted_rows:
             wanted = np.array(query.wanted_rows, dtype=np.int32)
@@ -239,20 +245,20 @@ class Retriever:
 
     def _find(self, source: SourceConfig, n_wanted: int, request: _Request) -> tuple[Int32Array, Float32Array, bool]:
         """Return the best `n_wanted` rows of a source, their scores, and whether it has no more."""
-        name, query, rng = source.name, request.query, request.rng
+        name, query = source.name, request.query
         n_items = len(self.catalogue.item_ids)
         if name == "random":
             if min(source.quota, request.limit) >= n_items:
                 # All of them become candidates, whatever their order.
                 rows = np.arange(n_items, dtype=np.int32)
             elif n_wanted >= n_items:
-                rows = rng().permutation(n_items).astype(np.int32)
+                rows = request.rng().permutation(n_items).astype(np.int32)
             else:
-                drawn = rng().integers(0, n_items, size=n_wanted)
-                rows = rng().permutation(_distinct(drawn)).astype(np.int32)
+                drawn = request.rng().integers(0, n_items, size=n_wanted)
+                rows = request.rng().permutation(_distinct(drawn)).astype(np.int32)
             return rows, np.zeros(len(rows), dtype=np.float32), n_wanted >= n_items
         if name == "under_explored":
-            drawn = draw_weighted(self.rankings.exploration_weight, n_wanted, rng())
+            drawn = draw_weighted(self.rankings.exploration_weight, n_wanted, request.rng())
             weights = self.rankings.exploration_weight[drawn].astype(np.float32)
             return self.rankings.under_explored[drawn], weights, len(drawn) < n_wanted
         if name == "also_liked":
@@ -319,7 +325,8 @@ class Retriever:
         return None
 
     def _affinity(self, rows: Int32Array, user_vector: Float32Array | None) -> Float32Array:
-        affinity = np.full(len(rows), np.nan, dtype=np.float32)
+        affinity = np.empty(len(rows), dtype=np.float32)
+        affinity.fill(np.nan)
         if user_vector is not None and self._vectors is not None:
             labels = self._vectors.labels(rows)
             known = labels >= 0
