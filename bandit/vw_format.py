@@ -7,11 +7,11 @@ VW's own (`--hash strings`), so that an export with the same names trains to the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, cast
 
 import mmh3
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from vowpal_wabbit_next import CBLabel, Example, Workspace
@@ -50,8 +50,7 @@ def feature_index(namespace: str, name: str) -> int:
     return mmh3.hash(trimmed, seed, signed=False) if trimmed else seed
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(msgspec.Struct, frozen=True, gc=False):
     """The features of one namespace of one example.
 
     Attributes:
