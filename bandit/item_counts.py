@@ -42,8 +42,9 @@ class _Shown(msgspec.Struct, gc=False):
     user_key: str
     worth: Worth
     window_ms: int
-    clicked: set[int] = set()
-    seen: set[tuple[int, str, str]] = set()
+    # Dicts: empty ones are nothing for the garbage collector, as empty sets are not.
+    clicked: dict[int, None] = {}
+    seen: dict[tuple[int, str, str], None] = {}
 
 
 class ItemCounter:
@@ -164,10 +165,10 @@ class ItemCounter:
         key = (slot, event.event_type, event.client_id)
         if key in shown.seen:
             return
-        shown.seen.add(key)
+        shown.seen[key] = None
         is_click = reward > 0.0 and slot not in shown.clicked
         if is_click:
-            shown.clicked.add(slot)
+            shown.clicked[slot] = None
             if self._on_click is not None:
                 self._on_click(event.user_key or shown.user_key, shown.item_ids[slot], liked_at(position, event))
         counts, weight = self._at(shown.item_ids[slot], shown.shown_at_ms)

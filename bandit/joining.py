@@ -66,12 +66,14 @@ class _Tracked(msgspec.Struct, Generic[Payload], kw_only=True, gc=False):
     item_ids: Sequence[str]
     user_key: str
     learnable: Sequence[bool]
-    learned: list[bool]
+    # 0 or 1 by slot.
+    learned: bytearray
     decided_at_ms: int
     # Of the decision, of an event that waited for it, or of a decision before it that events may go to instead.
     first_position: Position
     rewards: dict[int, list[float]] = {}
-    seen: set[tuple[int, str, str]] = set()
+    # A dict: an empty one is nothing for the garbage collector, as an empty set is not.
+    seen: dict[tuple[int, str, str], None] = {}
 
 
 class Joiner(Generic[Payload]):
@@ -133,7 +135,7 @@ class Joiner(Generic[Payload]):
             item_ids=item_ids,
             user_key=user_key,
             learnable=learnable,
-            learned=[not wanted for wanted in learnable],
+            learned=bytearray([not wanted for wanted in learnable]),
             decided_at_ms=decided_at_ms,
             first_position=min(
                 (position, *(at for at, _ in waiting), *self._preferred(user_key, item_ids, decided_at_ms))
@@ -246,13 +248,13 @@ class Joiner(Generic[Payload]):
         if key in tracked.seen:
             self.counters["event_duplicate"] += 1
             return []
-        tracked.seen.add(key)
+        tracked.seen[key] = None
         if tracked.learned[slot]:
             self.counters["reward_late"] += 1
             return [self._join(tracked, slot, reward, "late", now_ms)]
         self.counters["reward_joined"] += 1
-        tracked.rewards.setdefault(slot, []).append(reward)
         if tracked.policy.learn == "at_close":
+            tracked.rewards.setdefault(slot, []).append(reward)
             return []
         tracked.learned[slot] = True
         self.counters["slot_reward"] += 1

@@ -45,7 +45,7 @@ def feature_index(namespace: str, name: str) -> int:
     return _native.feature_index(_NAMESPACE_HASHES[namespace], name)
 
 
-class Encoded(msgspec.Struct, frozen=True):
+class Encoded(msgspec.Struct, frozen=True, gc=False):
     """The features of one namespace of one example.
 
     Attributes:

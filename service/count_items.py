@@ -65,6 +65,7 @@ class ItemCounting:
 
     def __init__(self, *, config: Config, log: ChangeLog) -> None:
         self._policies = {name: surface.reward for name, surface in config.surfaces.items()}
+        self._worths = {name: policy.reward for name, policy in self._policies.items()}
         self._log = log
         self._pairs = PairCounting(log)
         windows_ms = [int(policy.window_s * 1000) for policy in self._policies.values()]
@@ -88,9 +89,9 @@ class ItemCounting:
                 position,
                 event_id=decision.event_id,
                 shown_at_ms=decision.decided_at_unix_ms,
-                item_ids=[slot.item_id for slot in decision.slots],
+                item_ids=tuple([slot.item_id for slot in decision.slots]),
                 user_key=decision.user_key,
-                worth=policy.reward,
+                worth=self._worths[decision.surface],
                 window_ms=int(policy.window_s * 1000),
             )
 

@@ -102,7 +102,7 @@ class JournalJoins(Generic[P]):
             item_ids=held.item_ids,
             user_key=entry.user_key,
             decided_at_ms=entry.decided_at_unix_ms,
-            learnable=[slot.reason not in PLACED for slot in entry.slots],
+            learnable=tuple([slot.reason not in PLACED for slot in entry.slots]),
             payload=held,
         )
 

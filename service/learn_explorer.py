@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -39,14 +38,14 @@ Check = Callable[[ExplorerSpec, bytes], Awaitable[bool]]
 _log = structlog.get_logger("hone.learn")
 
 
-class ExploredSlot(LearnedSlot, frozen=True):
+class ExploredSlot(LearnedSlot, frozen=True, gc=False):
     """What learning reads of a slot record; the fields mean what they mean there."""
 
     action: int
     shortlist: bytes = b""
 
 
-class ExploredDecision(LearnedDecision, frozen=True, tag="decision"):
+class ExploredDecision(LearnedDecision, frozen=True, gc=False, tag="decision"):
     """What learning reads of a decision."""
 
     exploration: dict[str, Any]
@@ -54,8 +53,7 @@ class ExploredDecision(LearnedDecision, frozen=True, tag="decision"):
     shortlisted: Shortlisted | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LearnableShortlists(Learnable):
+class LearnableShortlists(Learnable, frozen=True, gc=False):
     """What is held of a decision; see `Learnable`.
 
     Attributes:

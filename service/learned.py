@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 
 import msgspec
@@ -12,7 +11,7 @@ from bandit.vw_format import Encoded
 from bandit.vw_format import encode as encode_features
 
 
-class LearnedSlot(msgspec.Struct, frozen=True):
+class LearnedSlot(msgspec.Struct, frozen=True, gc=False):
     """What learning reads of a slot record; the fields mean what they mean there, features are still encoded."""
 
     item_id: str
@@ -21,7 +20,7 @@ class LearnedSlot(msgspec.Struct, frozen=True):
     features: dict[str, msgspec.Raw]
 
 
-class LearnedDecision(msgspec.Struct, frozen=True, tag_field="type", tag="decision"):
+class LearnedDecision(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="decision"):
     """What learning reads of a decision; skipping the candidate list makes decoding several times faster."""
 
     event_id: str
@@ -35,8 +34,8 @@ class LearnedDecision(msgspec.Struct, frozen=True, tag_field="type", tag="decisi
     degraded: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Learnable:
+# Very many are held at a time, so nothing in one is a list: tuples of plain values cost no garbage collection.
+class Learnable(msgspec.Struct, frozen=True, gc=False):
     """What is held of a decision until it is learned; nothing of it keeps the entry's bytes alive.
 
     Attributes:
@@ -48,10 +47,10 @@ class Learnable:
     """
 
     user_id: str | None
-    item_ids: list[str]
-    propensities: list[float]
+    item_ids: tuple[str, ...]
+    propensities: tuple[float, ...]
     shared: dict[str, Encoded]
-    actions: list[dict[str, Encoded]]
+    actions: tuple[dict[str, Encoded], ...]
 
     @classmethod
     def of(cls, decision: LearnedDecision) -> Learnable:
@@ -62,10 +61,10 @@ class Learnable:
         """
         return cls(
             user_id=decision.user_id,
-            item_ids=[slot.item_id for slot in decision.slots],
-            propensities=[slot.propensity for slot in decision.slots],
+            item_ids=tuple([slot.item_id for slot in decision.slots]),
+            propensities=tuple([slot.propensity for slot in decision.slots]),
             shared=_hashed_namespaces(decision.features),
-            actions=[_hashed_namespaces(slot.features) for slot in decision.slots],
+            actions=tuple([_hashed_namespaces(slot.features) for slot in decision.slots]),
         )
 
 

@@ -203,7 +203,7 @@ class Decision(Stored, frozen=True, kw_only=True, tag_field="type", tag="decisio
     profile_digest: str = ""
 
 
-class Event(Stored, frozen=True, kw_only=True, tag_field="type", tag="event"):
+class Event(Stored, frozen=True, kw_only=True, gc=False, tag_field="type", tag="event"):
     """Something that happened, as accepted.
 
     Attributes:
@@ -405,7 +405,7 @@ class ConfigOverride(Stored, frozen=True, kw_only=True):
 # --- state ----------------------------------------------------------------------------------------------------------
 
 
-class DecisionSummary(Stored, frozen=True, kw_only=True):
+class DecisionSummary(Stored, frozen=True, kw_only=True, gc=False):
     """What is kept under an event id for as long as it can be asked for.
 
     Attributes:
@@ -437,7 +437,7 @@ class UserProfile(Stored, frozen=True, kw_only=True):
     attributes: dict[str, str | float | bool | list[str]] = {}
 
 
-class Interaction(Stored, frozen=True, kw_only=True):
+class Interaction(Stored, frozen=True, kw_only=True, gc=False):
     """One recent event of a user about an item.
 
     Attributes:
@@ -455,7 +455,7 @@ class Interaction(Stored, frozen=True, kw_only=True):
     client_id: str
 
 
-class Impression(msgspec.Struct, frozen=True, kw_only=True):
+class Impression(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One item shown to a user.
 
     Attributes:

@@ -41,8 +41,8 @@ class MemoryJournal:
     def __init__(self, store: MemoryStore, *, n_partitions: int = 1) -> None:
         self._store = store
         self.n_partitions = n_partitions
-        # With the unix ms of its end, by event id.
-        self._claims: dict[str, tuple[Claim, int]] = {}
+        # Entry, encoded summary and unix ms of its end, by event id.
+        self._claims: dict[str, tuple[str, bytes, int]] = {}
         # The last number that arrived, by partition and origin.
         self._arrived: dict[tuple[int, str], int] = {}
 
@@ -69,10 +69,8 @@ class MemoryJournal:
         journal_id = self._store.add(_journal(partition), shipment.entry)
         if not shipment.event_id:
             return None
-        summary = summary_decoder.decode(shipment.summary)
-        ends_at_ms = self._store.clock() + shipment.ttl_ms
-        self._claims[shipment.event_id] = Claim(journal_id, summary, is_new=False), ends_at_ms
-        return Claim(journal_id, summary, is_new=True)
+        self._claims[shipment.event_id] = journal_id, shipment.summary, self._store.clock() + shipment.ttl_ms
+        return Claim(journal_id, summary_decoder.decode(shipment.summary), is_new=True)
 
     async def append(self, partition: int, entries: Sequence[bytes]) -> list[str]:
         """Append."""
@@ -106,11 +104,11 @@ class MemoryJournal:
         held = self._claims.get(event_id)
         if held is None:
             return None
-        claim, ends_at_ms = held
+        journal_id, summary, ends_at_ms = held
         if ends_at_ms <= self._store.clock():
             del self._claims[event_id]
             return None
-        return claim
+        return Claim(journal_id, summary_decoder.decode(summary), is_new=False)
 
 
 class MemoryChangeLog:
