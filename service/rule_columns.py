@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -79,8 +79,7 @@ class AttributeColumns:
         return tags
 
 
-@dataclass(frozen=True, slots=True)
-class RequestColumns:
+class RequestColumns(msgspec.Struct, frozen=True, gc=False):
     """What columns need of the request rather than of the items.
 
     Attributes:
@@ -91,7 +90,7 @@ class RequestColumns:
 
     campaigns: Sequence[tuple[Campaign, int]]
     n_seen: Mapping[int, int]
-    last_shown_s: Mapping[int, float] = field(default_factory=dict)
+    last_shown_s: Mapping[int, float] = msgspec.field(default_factory=dict)
 
     def build(self, rows: Int32Array, names: Collection[str]) -> Columns:
         """Return `n_seen`, `last_shown_s`, `sponsored`, `pinned_slot` and `campaign_boost` where asked for."""
