@@ -296,8 +296,10 @@ class ItemToItem:
         return self._later_place.get(item_id, -1) if place is None else place
 
     def _place(self, item_id: str) -> int:
-        place = self._find(item_id)
-        if place < 0:
+        place = self._history_place.get(item_id)
+        if place is None:
+            place = self._later_place.get(item_id)
+        if place is None:
             place = self._later_place[item_id] = self._n_history + len(self._later_place)
             if place == len(self._row):
                 self._row = np.concatenate([self._row, np.full_like(self._row, -1)])

@@ -108,5 +108,4 @@ def draw_weighted(weights: Float64Array, n: int, rng: np.random.Generator) -> ND
     Returns:
         int64 positions, in the order of the draws.
     """
-    keys = rng.exponential(size=len(weights)) / weights
-    return _native.best(-keys, n)
+    return _native.best(rng.standard_exponential(size=len(weights)) / -weights, n)

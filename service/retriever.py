@@ -220,12 +220,12 @@ class Retriever:
     def popularity(self, rows: Int32Array) -> Float32Array:
         """Return float32 [n] in [0, 1]: log(1 + interactions), relative to the most popular item."""
         most = np.log1p(float(self._n_interactions.max(initial=1)))
-        popularity: Float32Array = (np.log1p(self._n_interactions[rows]) / most).astype(np.float32)
+        popularity: Float32Array = (np.log1p(self._n_interactions.take(rows)) / most).astype(np.float32)
         return popularity
 
     def under_explored(self, rows: Int32Array, *, below: int = 5) -> npt.NDArray[np.bool_]:
         """Return bool [n]: rows whose items were trained on fewer than `below` interactions."""
-        return self._n_interactions[rows] < below
+        return self._n_interactions.take(rows) < below
 
     def _ask(self, wanted: Sequence[tuple[SourceConfig, int]], request: _Request) -> list[_Asked]:
         """Ask sources for so many rows each, and keep what may be shown."""

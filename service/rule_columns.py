@@ -82,7 +82,7 @@ class AttributeColumns:
         return tags
 
 
-class RequestColumns(msgspec.Struct, frozen=True):
+class RequestColumns(msgspec.Struct, frozen=True, gc=False):
     """What columns need of the request rather than of the items.
 
     Attributes:

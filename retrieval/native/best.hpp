@@ -17,9 +17,10 @@ constexpr double lowest = -std::numeric_limits<double>::infinity();
 // A score that the n best of m very likely reach, and few others: guessed from a sample at equal distances.
 inline double guess_least(const double* scores, std::size_t m, std::size_t n) {
     constexpr std::size_t n_sampled = 256;
+    if (m < n_sampled) return lowest;
     const double expected = static_cast<double>(n) * n_sampled / static_cast<double>(m);
     const auto last = static_cast<std::ptrdiff_t>(expected + 3.0 * std::sqrt(expected) + 3.0);
-    if (m < n_sampled || last >= static_cast<std::ptrdiff_t>(n_sampled)) return lowest;
+    if (last >= static_cast<std::ptrdiff_t>(n_sampled)) return lowest;
     std::vector<double> sample(n_sampled);
     for (std::size_t i = 0; i < n_sampled; ++i) {
         const double score = scores[i * m / n_sampled];

@@ -440,3 +440,26 @@ def test_a_source_that_has_enough_is_asked_once(shop: Shop) -> None:
     for n in range(N_TRAINED - 2):
         shop.put(f"t{n}", min_age=18, available_at_unix_ms=n)
     assert shop.ids(shop.retrieve("popular", age=9)) == [f"t{n}" for n in (N_TRAINED - 2, N_TRAINED - 1)]
+
+
+@pytest.mark.parametrize(
+    ("names", "n_made"),
+    [(("popular", "fresh", "also_liked", "als"), 0), (("random",), 1), (("under_explored", "popular", "random"), 1)],
+)
+def test_sources_that_draw_share_one_generator_and_others_have_none_made(
+    shop: Shop, names: tuple[str, ...], n_made: int
+) -> None:
+    shop.rank()
+    made = []
+
+    def new_rng() -> np.random.Generator:
+        made.append(np.random.default_rng(len(made)))
+        return made[-1]
+
+    sources = [SourceConfig(name=name, quota=5) for name in names]
+    # An age that most lack sends every source into further rounds.
+    for n in range(5, N_TRAINED):
+        shop.put(f"t{n}", min_age=18, available_at_unix_ms=n)
+    found = shop.retriever.retrieve(_query(liked=["t1"], age=9), sources, limit=20, new_rng=new_rng)
+    assert found.n_rounds > 1
+    assert len(made) == n_made
