@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import gc
 import heapq
 import time
 from collections.abc import Callable, Sequence
@@ -11,11 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import uvloop
 from threadpoolctl import threadpool_limits
 
 from bandit.exploration import Exploration
 from bandit.rules import Rule
 from service.messages import ModelSnapshot
+from service.processes import spare_the_garbage_collector
 from service.wire import EventBody, RecommendRequest
 from simulators.loop_config import SURFACE, ServiceSettings, build_config
 from simulators.loop_curve import CurveRecorder, LoopRun
@@ -72,8 +74,10 @@ def run_loop(
     """
     if n_decisions < 1 or every < 1:
         raise ValueError(f"n_decisions and every must be at least 1, got {n_decisions} and {every}")
-    # As a worker does: small products are not worth the threads.
+    # As processes of the service do: small products are not worth the threads, old objects not worth looking at.
     threadpool_limits(1, "blas")
+    thresholds = gc.get_threshold()
+    spare_the_garbage_collector()
     config = build_config(
         world, exploration=exploration, rules=rules, discovery_share=discovery_share, settings=settings
     )
@@ -94,7 +98,10 @@ def run_loop(
             on_progress=on_progress,
             on_model=on_model,
         )
-        return asyncio.run(loop.run(n_decisions))
+        try:
+            return uvloop.run(loop.run(n_decisions))
+        finally:
+            gc.set_threshold(*thresholds)
 
 
 def learn_model(
