@@ -32,6 +32,9 @@ SHARED_NAMESPACES = ("context", "user", "position")
 ACTION_NAMESPACES = ("item", "dynamic")
 _NAMESPACE_CODES = {name: ord(letter) for name, letter in NAMESPACE_LETTERS.items()}
 
+# Half-way between the largest float32 and what would follow it: from here on numbers are rounded to infinity.
+_INFINITE = 2.0**128 - 2.0**103
+
 _TRIMMED = "".join(map(chr, range(0x21)))
 
 
@@ -75,15 +78,16 @@ def encode(namespace: str, features: Mapping[str, float]) -> Encoded:
     """
     if not features:
         return _NO_FEATURES
-    with np.errstate(over="ignore"):
-        values = np.fromiter(features.values(), dtype=np.float32, count=len(features))
-    if not np.isfinite(values).all():
-        bad = list(features)[int(np.argmin(np.isfinite(values)))]
-        raise ValueError(f"feature {bad!r} must be finite, got {features[bad]}")
-    # Only now: a value may be 0 in float32 alone.
-    names = tuple(name for name, value in zip(features, values.tolist(), strict=True) if value != 0.0)
-    indices = np.fromiter((feature_index(namespace, name) for name in names), dtype=np.uint32, count=len(names))
-    return Encoded(names=names, indices=indices, values=values[values != 0.0])
+    bad = [name for name, value in features.items() if not -_INFINITE < value < _INFINITE]
+    if bad:
+        raise ValueError(f"feature {bad[0]!r} must be finite, got {features[bad[0]]}")
+    names, values = tuple(features), np.array(list(features.values()), dtype=np.float32)
+    # A value may be 0 in float32 alone.
+    if np.count_nonzero(values) < len(values):
+        names = tuple(name for name, value in zip(names, values.tolist(), strict=True) if value != 0.0)
+        values = values[values != 0.0]
+    indices = np.array([feature_index(namespace, name) for name in names], dtype=np.uint32)
+    return Encoded(names=names, indices=indices, values=values)
 
 
 def vw_arguments(interactions: tuple[tuple[str, str], ...], *, learning_rate: float, bits: int) -> list[str]:
