@@ -85,10 +85,16 @@ def test_values_that_are_zero_in_float32_are_dropped_and_the_others_kept_in_orde
     assert (encoded.indices.dtype, encoded.values.dtype) == (np.uint32, np.float32)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e39])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e39, 2.0**128 - 2.0**103])
 def test_a_value_that_is_not_finite_in_float32_is_refused_by_name(value: float) -> None:
     with pytest.raises(ValueError, match="'bad' must be finite"):
         encode("user", {"good": 1.0, "bad": value})
+
+
+def test_the_largest_value_that_is_finite_in_float32_is_kept() -> None:
+    values = [math.nextafter(sign * (2.0**128 - 2.0**103), 0.0) for sign in (1.0, -1.0)]
+    largest = float(np.finfo(np.float32).max)
+    assert encode("user", {"good": values[0], "bad": values[1]}).values.tolist() == [largest, -largest]
 
 
 def test_namespaces_differ_in_their_first_letter() -> None:
