@@ -97,6 +97,15 @@ class _Asked(msgspec.Struct, eq=False, gc=False):
         return min(max(2 * self.n_wanted, int(likely)), max(MAX_FETCH, self.n_wanted))
 
 
+class _Request(msgspec.Struct, frozen=True):
+    """What every source is asked with; `rng` builds the generator when a source first draws."""
+
+    query: CandidateQuery
+    user_vector: Float32Array | None
+    rng: Callable[[], np.random.Generator]
+    limit: int
+
+
 class Retriever:
     """Sources over one catalogue and one bundle (None before the first one is built)."""
 
@@ -147,8 +156,8 @@ class Retriever:
             limit: Candidates wanted.
             new_rng: Called at most once, and only if a source draws; all of them draw from what it returns.
         """
-        rng = cache(new_rng)
         user_vector = self._user_vector(query)
+        request = _Request(query, user_vector, cache(new_rng), limit)
         campaigns = []
         if query.wanted_rows:
             wanted = np.array(query.wanted_rows, dtype=np.int32)
@@ -157,7 +166,7 @@ class Retriever:
                 SourceResult("campaign", wanted, np.zeros(len(wanted), np.float32), len(query.wanted_rows))
             )
         n_hidden = len(query.viewer.hidden_rows)
-        asked = self._ask([(s, s.quota * OVERFETCH + n_hidden) for s in sources], query, user_vector, rng)
+        asked = self._ask([(s, s.quota * OVERFETCH + n_hidden) for s in sources], request)
         n_asked = min(limit, sum(source.quota for source in sources))
         n_rounds = 1
         while True:
@@ -175,7 +184,7 @@ class Retriever:
             n_rounds += 1
             is_last = n_rounds == MAX_ROUNDS
             again = [(asked[place].source, asked[place].next_wanted(is_last=is_last)) for place in short]
-            for place, answer in zip(short, self._ask(again, query, user_vector, rng), strict=True):
+            for place, answer in zip(short, self._ask(again, request), strict=True):
                 asked[place] = answer
         return Candidates(
             rows=rows,
@@ -212,16 +221,10 @@ class Retriever:
         """Return bool [n]: rows whose items were trained on fewer than `below` interactions."""
         return self._n_interactions.take(rows) < below
 
-    def _ask(
-        self,
-        wanted: Sequence[tuple[SourceConfig, int]],
-        query: CandidateQuery,
-        user_vector: Float32Array | None,
-        rng: Callable[[], np.random.Generator],
-    ) -> list[_Asked]:
+    def _ask(self, wanted: Sequence[tuple[SourceConfig, int]], request: _Request) -> list[_Asked]:
         """Ask sources for so many rows each, and keep what may be shown."""
-        found = [self._find(source.name, n_wanted, query, user_vector, rng) for source, n_wanted in wanted]
-        kept = self._eligible(np.concatenate([_NO_ROWS, *(rows for rows, _, _ in found)]), query)
+        found = [self._find(source, n_wanted, request) for source, n_wanted in wanted]
+        kept = self._eligible(np.concatenate([_NO_ROWS, *(rows for rows, _, _ in found)]), request.query)
         asked, start = [], 0
         for (source, n_wanted), (rows, scores, is_exhausted) in zip(wanted, found, strict=True):
             own = kept[start : start + len(rows)]
@@ -234,18 +237,15 @@ class Retriever:
     def _eligible(self, rows: Int32Array, query: CandidateQuery) -> npt.NDArray[np.bool_]:
         return eligible_mask(self.catalogue, rows, query.viewer, now_ms=query.now_ms)
 
-    def _find(
-        self,
-        name: str,
-        n_wanted: int,
-        query: CandidateQuery,
-        user_vector: Float32Array | None,
-        rng: Callable[[], np.random.Generator],
-    ) -> tuple[Int32Array, Float32Array, bool]:
+    def _find(self, source: SourceConfig, n_wanted: int, request: _Request) -> tuple[Int32Array, Float32Array, bool]:
         """Return the best `n_wanted` rows of a source, their scores, and whether it has no more."""
+        name, query, rng = source.name, request.query, request.rng
         n_items = len(self.catalogue.item_ids)
         if name == "random":
-            if n_wanted >= n_items:
+            if min(source.quota, request.limit) >= n_items:
+                # All of them become candidates, whatever their order.
+                rows = np.arange(n_items, dtype=np.int32)
+            elif n_wanted >= n_items:
                 rows = rng().permutation(n_items).astype(np.int32)
             else:
                 drawn = rng().integers(0, n_items, size=n_wanted)
@@ -259,7 +259,7 @@ class Retriever:
             rows, scores = self.item_to_item.also_liked(_seeds(query), now_ms=query.now_ms)
             return rows[:n_wanted], scores[:n_wanted], len(rows) <= n_wanted
         if name in ("als", "similar", "content"):
-            found = self._search(name, n_wanted, query, user_vector)
+            found = self._search(name, n_wanted, query, request.user_vector)
             if found is None:
                 return _NO_ROWS, np.zeros(0, dtype=np.float32), True
             labels, alike = found

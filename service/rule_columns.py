@@ -18,10 +18,13 @@ from service.wire import InlineAction
 Int32Array = npt.NDArray[np.int32]
 Kind = Literal["category", "tags"]
 
+# What was shown to the user.
+SHOWING_COLUMNS = frozenset({"n_seen", "last_shown_s"})
 # Columns that are not attributes of the item; see `service.ranking` for the first group.
 BUILT_IN = frozenset(
     {"creator", "available_at_unix_ms", "discovery", "affinity", "popularity"}
-    | {"n_seen", "last_shown_s", "age_days", "sponsored", "pinned_slot", "campaign_boost"}
+    | {"age_days", "sponsored", "pinned_slot", "campaign_boost"}
+    | SHOWING_COLUMNS
     | STATISTICS_COLUMNS
 )
 _N_OWN_TAGS = 63
@@ -89,7 +92,7 @@ class RequestColumns(msgspec.Struct, frozen=True, gc=False):
     """
 
     campaigns: Sequence[tuple[Campaign, int]]
-    n_seen: Mapping[int, int]
+    n_seen: Mapping[int, int] = msgspec.field(default_factory=dict)
     last_shown_s: Mapping[int, float] = msgspec.field(default_factory=dict)
 
     def build(self, rows: Int32Array, names: Collection[str]) -> Columns:

@@ -395,9 +395,9 @@ class Counted(Retriever):
 
     asked: list[tuple[str, int]]
 
-    def _find(self, name: str, n_wanted: int, *rest: Any) -> Any:
-        self.asked.append((name, n_wanted))
-        return super()._find(name, n_wanted, *rest)
+    def _find(self, source: SourceConfig, n_wanted: int, *rest: Any) -> Any:
+        self.asked.append((source.name, n_wanted))
+        return super()._find(source, n_wanted, *rest)
 
 
 CHAINED = st.sampled_from(["popular", "fresh", "under_explored", "random", "als", "similar", "content"])
