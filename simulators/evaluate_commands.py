@@ -70,6 +70,9 @@ def evaluate_command(
     target_pmf: Annotated[
         Path | None, typer.Option(help="CSV: file with action, probability and, if wanted, position.")
     ] = None,
+    floor: Annotated[
+        float, typer.Option(help="CSV: lowest propensity that the logging policy could have; 0 for unknown.")
+    ] = 0.0,
     position_weights: Annotated[str, typer.Option(help="What a reward is worth by slot: 1,0.7,...; else 1.")] = "",
     any_order: Annotated[bool, typer.Option("--any-order", help="The log may be out of the order of time.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
@@ -93,6 +96,7 @@ def evaluate_command(
             target_pmf=target_pmf,
             surface=surface,
             any_order=any_order,
+            floor=floor,
             position_weights=parse_position_weights(position_weights),
         )
         source = build_source(request, settings_of(context).load())

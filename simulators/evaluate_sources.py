@@ -81,6 +81,7 @@ class LogRequest:
         target_pmf: File of `pmf`.
         surface: Of an archive's decisions; empty for all.
         any_order: Whether time may fall.
+        floor: Lowest propensity that the logging policy of a CSV log could give; 0 when not known.
         position_weights: float64 [any], for the first slots.
     """
 
@@ -93,6 +94,7 @@ class LogRequest:
     target_pmf: Path | None = None
     surface: str = ""
     any_order: bool = False
+    floor: float = 0.0
     position_weights: Float64Array
 
 
@@ -129,6 +131,10 @@ def build_source(request: LogRequest, config: Config) -> LogSource:
         )
     if not 0.0 <= (request.rate or 0.0) <= 1.0:
         raise Unanswerable(f"the rate must be in [0, 1], got {request.rate}")
+    if not 0.0 <= request.floor <= 1.0:
+        raise Unanswerable(f"the floor must be in [0, 1], got {request.floor}")
+    if request.floor and request.log_format not in (LogFormat.CSV, LogFormat.OPEN_BANDIT):
+        raise Unanswerable(f"the floor of {request.log_format.value} follows from the log itself")
     if request.log_format is LogFormat.ARCHIVE:
         return ArchiveLog(
             config=config,
@@ -159,6 +165,7 @@ def _csv(request: LogRequest) -> CsvLog:
         is_uniform=request.policy is PolicyName.UNIFORM,
         n_actions=request.n_actions,
         any_order=request.any_order,
+        floor=request.floor,
     )
 
 

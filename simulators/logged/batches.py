@@ -38,6 +38,10 @@ class LoggedBatch:
         model_target: float64 [n, S], its mean under the target policy; None without a model.
         marginal_weights: float64 [n, S], of an item at a position over all that may stand before it; None when they
             are not known.
+        max_weights: float64 [n], of single actions: the largest weight that a row could have had, whatever was drawn;
+            None when it is not known.
+        are_independent: Whether rows can be taken for independent: the log names no users, and the target policy does
+            not learn from it on the way.
     """
 
     rewards: Float64Array
@@ -49,6 +53,8 @@ class LoggedBatch:
     model_logged: Float64Array | None = None
     model_target: Float64Array | None = None
     marginal_weights: Float64Array | None = None
+    max_weights: Float64Array | None = None
+    are_independent: bool = False
 
     def __len__(self) -> int:
         return len(self.clusters)
@@ -70,6 +76,8 @@ class LoggedBatch:
         n_feasible: Int64Array,
         model_logged: Float64Array | None = None,
         model_target: Float64Array | None = None,
+        max_weights: Float64Array | None = None,
+        are_independent: bool = False,
     ) -> LoggedBatch:
         """Build a batch of single actions from columns [n]."""
         return cls(
@@ -81,6 +89,8 @@ class LoggedBatch:
             n_feasible=n_feasible[:, None],
             model_logged=None if model_logged is None else model_logged[:, None],
             model_target=None if model_target is None else model_target[:, None],
+            max_weights=max_weights,
+            are_independent=are_independent,
         )
 
 

@@ -22,6 +22,8 @@ from simulators.logged.import_report import ImportReport, LogRefused
 from simulators.logged.pmf_file import ContextFreePmf
 
 BoolArray = npt.NDArray[np.bool_]
+# Logs are written with fewer digits than floors are computed with.
+_FLOOR_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class CsvLog:
         is_uniform: Whether the target policy is uniform over the number of actions, in place of the two.
         n_actions: How many actions there are, numbered from 0; 0 when it is not known, or a column says it.
         any_order: Whether rows may be out of the order of time; estimates do not depend on it.
+        floor: The lowest propensity that the logging policy could give what it drew; 0 when it is not known.
     """
 
     path: Path
@@ -115,6 +118,7 @@ class CsvLog:
     is_uniform: bool = False
     n_actions: int = 0
     any_order: bool = False
+    floor: float = 0.0
 
     def count_slots(self) -> int:
         """Return 1: a row is a single action."""
@@ -172,6 +176,7 @@ class _Reader:
         check.refuse("propensity: 0", propensities == 0.0)
         check.refuse("propensity: below 0", propensities < 0.0)
         check.refuse("propensity: above 1", propensities > 1.0)
+        self._check_floor(propensities, check)
         n_feasible = self._n_feasible(block, check)
         targets = self._targets(block, check, n_feasible)
         check.refuse("target_propensity: must be in [0, 1]", ~((targets >= 0.0) & (targets <= 1.0)))
@@ -185,7 +190,31 @@ class _Reader:
             n_feasible=n_feasible[kept],
             model_logged=None if models["model_logged"] is None else models["model_logged"][kept],
             model_target=None if models["model_target"] is None else models["model_target"][kept],
+            max_weights=self._max_weights(n_feasible[kept]),
+            are_independent=not has.user,
         )
+
+    def _check_floor(self, propensities: Float64Array, check: _Check) -> None:
+        """Refuse a log that shows that the floor it was said to have is wrong."""
+        floor = self._log.floor
+        if not floor:
+            return
+        self._report.floor = floor
+        below = check.kept & (propensities < floor * (1.0 - _FLOOR_ROUNDING))
+        if below.any():
+            row, got = int(check.rows[below][0]), float(propensities[below][0])
+            raise LogRefused(
+                f"{self._log.path}: propensity must be at least the floor {floor:g}, got {got:g} (row {row})"
+            )
+
+    def _max_weights(self, n_feasible: Int64Array) -> Float64Array | None:
+        """Return float64 [n]: the largest probability that the target gives an action, over the floor."""
+        if not self._log.floor:
+            return None
+        largest = 1.0 if self._log.target is None else self._log.target.largest
+        targets = 1.0 / np.maximum(n_feasible, 1) if self._log.is_uniform else np.full(len(n_feasible), largest)
+        max_weights: Float64Array = targets / (self._log.floor * (1.0 - _FLOOR_ROUNDING))
+        return max_weights
 
     def _model(self, name: str, block: pa.RecordBatch, check: _Check) -> Float64Array | None:
         column = getattr(self._map, name)

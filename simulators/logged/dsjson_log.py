@@ -7,12 +7,13 @@ So a target policy can be one that follows from that pmf. A cost is a reward wit
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -149,7 +150,7 @@ class DsjsonLog:
         yield from report.watch(self._batches(report, n_slots))
 
     def _batches(self, report: ImportReport, n_slots: int) -> Iterator[LoggedBatch]:
-        held: list[list[tuple[float, float, float, int]]] = []
+        held: list[list[_Row]] = []
         first = 0
         for row, line in read_lines(self.path, report, any_order=self.any_order):
             try:
@@ -163,27 +164,68 @@ class DsjsonLog:
         if held:
             yield _batch(held, n_slots, first)
 
-    def _row(self, choice: LoggedChoice) -> tuple[float, float, float, int]:
-        return choice.reward, float(choice.pmf[0]), self._target(choice), len(choice.pmf)
-
-    def _target(self, choice: LoggedChoice) -> float:
+    def _row(self, choice: LoggedChoice) -> _Row:
         if self.target == "column":
             target = choice.target_propensity
             if target is None:
                 raise RejectedLine("target_propensity: missing")
             if not 0.0 <= target <= 1.0:
                 raise RejectedLine("target_propensity: must be in [0, 1]")
-            return target
-        pmf = choice.pmf
-        if not abs(float(pmf.sum()) - 1.0) <= _SUM_TOLERANCE:
+            # What the target policy gives the other actions is not known: at most 1.
+            return _Row.of(choice, target, largest=max_weight(np.ones(len(choice.pmf)), choice.pmf))
+        pmf = self._target_pmf(choice.pmf)
+        return _Row.of(choice, float(pmf[0]), largest=max_weight(pmf, choice.pmf))
+
+    def _target_pmf(self, pmf: Float64Array) -> Float64Array:
+        """Return float64 [K], what the target policy makes of a logged pmf.
+
+        Raises:
+            RejectedLine: the logged pmf is not whole.
+        """
+        if not is_whole(pmf):
             raise RejectedLine("p: must sum to 1 for a target policy that follows from it")
-        uniform = 1.0 / len(pmf)
+        uniform = np.full(len(pmf), 1.0 / len(pmf))
         if self.target == "uniform":
             return uniform
         best = pmf == pmf.max()
-        greedy = 1.0 / np.count_nonzero(best) if best[0] else 0.0
+        greedy = best / np.count_nonzero(best)
         rate = self.rate if self.target == "epsilon" else 0.0
-        return float((1.0 - rate) * greedy + rate * uniform)
+        mixed: Float64Array = (1.0 - rate) * greedy + rate * uniform
+        return mixed
+
+
+class _Row(NamedTuple):
+    """One slot as estimators need it; `largest` is the largest weight that it could have had."""
+
+    reward: float
+    propensity: float
+    target: float
+    n_feasible: int
+    largest: float
+
+    @classmethod
+    def of(cls, choice: LoggedChoice, target: float, *, largest: float) -> _Row:
+        return cls(choice.reward, float(choice.pmf[0]), target, len(choice.pmf), largest)
+
+
+def is_whole(pmf: Float64Array) -> bool:
+    """Return whether a logged pmf names all that could be drawn."""
+    return abs(float(pmf.sum()) - 1.0) <= _SUM_TOLERANCE
+
+
+def max_weight(target: Float64Array, logged: Float64Array) -> float:
+    """Return the largest weight of a row: over all actions that could be drawn, not the drawn one alone.
+
+    Infinite when the logged pmf does not name them all.
+
+    Args:
+        target: float64 [K], the target policy's probabilities, or what they are at most.
+        logged: float64 [K].
+    """
+    if not is_whole(logged):
+        return math.inf
+    drawable = logged > 0.0
+    return float((target[drawable] / logged[drawable]).max())
 
 
 def read_lines(path: Path, report: ImportReport, *, any_order: bool) -> Iterator[tuple[int, LoggedLine]]:
@@ -315,9 +357,9 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise LogRefused(f"{path}: {error} (after line {row})") from error
 
 
-def _batch(held: Sequence[Sequence[tuple[float, float, float, int]]], n_slots: int, first: int) -> LoggedBatch:
+def _batch(held: Sequence[Sequence[_Row]], n_slots: int, first: int) -> LoggedBatch:
     n = len(held)
-    columns = np.zeros((4, n, n_slots))
+    columns = np.zeros((5, n, n_slots))
     columns[1:3] = 1.0
     for row, slots in enumerate(held):
         columns[:, row, : len(slots)] = np.array(slots).T
@@ -329,4 +371,6 @@ def _batch(held: Sequence[Sequence[tuple[float, float, float, int]]], n_slots: i
         clusters=clusters_of_rows(first, n),
         discovery_weights=np.ones(n),
         n_feasible=columns[3].astype(np.int64),
+        max_weights=columns[4, :, 0],
+        are_independent=True,
     )
