@@ -16,10 +16,11 @@ from service.export import Selection
 from simulators.counterfactual import TargetPolicy
 from simulators.evaluate_log import LogSource
 from simulators.logged.archive_log import ArchiveLog
-from simulators.logged.csv_log import ColumnMap, CsvLog
+from simulators.logged.csv_log import ColumnMap, CsvLog, TimeUnit
 from simulators.logged.dsjson_log import DsjsonLog, DsjsonTarget
 from simulators.logged.open_bandit import CSV_COLUMNS
 from simulators.logged.pmf_file import ContextFreePmf
+from simulators.logged.time_window import ALL_TIME, TimeWindow
 
 
 class LogFormat(StrEnum):
@@ -82,6 +83,8 @@ class LogRequest:
         surface: Of an archive's decisions; empty for all.
         any_order: Whether time may fall.
         floor: Lowest propensity that the logging policy of a CSV log could give; 0 when not known.
+        window: Which part of the log, by time.
+        time_unit: Of CSV times that are numbers; None when not said.
         position_weights: float64 [any], for the first slots.
     """
 
@@ -95,6 +98,8 @@ class LogRequest:
     surface: str = ""
     any_order: bool = False
     floor: float = 0.0
+    window: TimeWindow = ALL_TIME
+    time_unit: TimeUnit | None = None
     position_weights: Float64Array
 
 
@@ -114,6 +119,18 @@ def parse_position_weights(text: str) -> Float64Array:
     if not (np.isfinite(weights) & (weights >= 0.0)).all():
         raise Unanswerable(f"position weights must be numbers of at least 0 such as 1,0.7, got {text!r}")
     return weights
+
+
+def parse_window(start: str, end: str) -> TimeWindow:
+    """Read the options of a time window.
+
+    Raises:
+        Unanswerable: they are no dates, or nothing can be between them.
+    """
+    try:
+        return TimeWindow.parse(start, end)
+    except ValueError as error:
+        raise Unanswerable(str(error)) from error
 
 
 def build_source(request: LogRequest, config: Config) -> LogSource:
@@ -139,13 +156,19 @@ def build_source(request: LogRequest, config: Config) -> LogSource:
         return ArchiveLog(
             config=config,
             folder=request.path,
-            selection=Selection(surface=request.surface),
+            selection=Selection(surface=request.surface, from_ms=request.window.from_ms, to_ms=request.window.to_ms),
             target=_archive_target(request, config),
             position_weights=request.position_weights,
         )
     if request.log_format is LogFormat.DSJSON:
         rate = 0.1 if request.rate is None else request.rate
-        return DsjsonLog(request.path, _DSJSON_TARGETS[request.policy], rate=rate, any_order=request.any_order)
+        return DsjsonLog(
+            request.path,
+            _DSJSON_TARGETS[request.policy],
+            rate=rate,
+            any_order=request.any_order,
+            window=request.window,
+        )
     return _csv(request)
 
 
@@ -166,6 +189,8 @@ def _csv(request: LogRequest) -> CsvLog:
         n_actions=request.n_actions,
         any_order=request.any_order,
         floor=request.floor,
+        window=request.window,
+        time_unit=request.time_unit,
     )
 
 

@@ -183,6 +183,7 @@ class ArchiveReplay:
         Raises:
             LogRefused: the archive cannot be read, or the policy cannot be applied to it.
         """
+        self.log.count_filtered(self._report)
         held: list[WeighedDecision] = []
         errors: list[float] = []
         try:

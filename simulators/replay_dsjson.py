@@ -19,6 +19,7 @@ from bandit.support import Float64Array
 from simulators.logged.batches import LoggedBatch, clusters_of_rows
 from simulators.logged.dsjson_log import LoggedChoice, read_lines
 from simulators.logged.import_report import ImportReport, LogRefused
+from simulators.logged.time_window import TimeWindow
 from simulators.replay import ReplayedBatch
 
 _ROWS_AT_ONCE = 1024
@@ -43,6 +44,7 @@ class DsjsonReplay:
         exploration: on top of a model that gives costs.
         learns: whether every line is learned, after it was predicted.
         any_order: whether lines may be out of the order of time.
+        window: which lines, by their time.
         advance: told the bytes of every line, for a progress bar.
 
     Raises:
@@ -58,12 +60,14 @@ class DsjsonReplay:
         exploration: Policy,
         learns: bool,
         any_order: bool,
+        window: TimeWindow,
         advance: Callable[[int], None],
     ) -> None:
         self._path = path
         self._exploration = exploration
         self._learns = learns
         self._any_order = any_order
+        self._window = window
         self._advance = advance
         try:
             self._workspace: Workspace[Any] = Workspace(list(arguments), model_data=model)
@@ -86,7 +90,7 @@ class DsjsonReplay:
         """
         held: list[_Replayed] = []
         first = 0
-        for row, line in read_lines(self._path, report, any_order=self._any_order):
+        for row, line in read_lines(self._path, report, any_order=self._any_order, window=self._window):
             self._advance(len(line.raw))
             if len(line.slots) > 1 or b'"_outcomes"' in line.raw:
                 report.reject("_outcomes: only single actions are replayed", [row])

@@ -30,6 +30,7 @@ from simulators.counterfactual import TargetPolicy
 from simulators.evaluate_sources import Unanswerable
 from simulators.logged.archive_log import ArchiveLog
 from simulators.logged.import_report import ImportReport, LogRefused
+from simulators.logged.time_window import ALL_TIME, TimeWindow
 from simulators.replay import ReplayResult, replay
 from simulators.replay_archive import PUBLISH_EVERY, ArchiveReplay, ReplayedPolicy
 from simulators.replay_dsjson import DsjsonReplay
@@ -54,6 +55,7 @@ class ReplayRequest:
         saved: An artefact's id (archive), or a file with a VW model (DSJSON); empty for none.
         publish_every: Outcomes learned between two publications.
         any_order: Whether time may fall.
+        window: Which part of the log, by time.
         position_weights: float64 [any], for the first slots.
     """
 
@@ -67,6 +69,7 @@ class ReplayRequest:
     saved: str = ""
     publish_every: int = PUBLISH_EVERY
     any_order: bool = False
+    window: TimeWindow = ALL_TIME
     position_weights: Float64Array
 
     def settings(self) -> dict[str, Any]:
@@ -78,6 +81,8 @@ class ReplayRequest:
             "VW arguments": self.vw or "none",
             "learns": self.learn,
             "saved model": self.saved or "none",
+            "from": "" if self.window.start is None else self.window.start.isoformat(),
+            "to": "" if self.window.end is None else self.window.end.isoformat(),
         }
 
 
@@ -102,6 +107,7 @@ def replay_dsjson(request: ReplayRequest, *, advance: Callable[[int], None]) -> 
         exploration=_exploration(request) or Epsilon(),
         learns=request.learn,
         any_order=request.any_order,
+        window=request.window,
         advance=advance,
     )
     report = ImportReport()
@@ -134,7 +140,8 @@ def run_archive(
     Raises:
         LogRefused: the archive cannot be read.
     """
-    selection = Selection(surface=request.surface, model=request.model)
+    window = request.window
+    selection = Selection(surface=request.surface, model=request.model, from_ms=window.from_ms, to_ms=window.to_ms)
     log = ArchiveLog(config=config, folder=request.path, selection=selection, target=policy.target)
     n_slots = log.count_slots()
     weights = np.ones(n_slots)

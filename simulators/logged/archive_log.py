@@ -9,16 +9,16 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 
 from bandit.support import Float64Array
-from service.adapters.archive_files import files_of, n_erased, reading, tables_of
+from service.adapters.archive_files import n_erased
 from service.config import Config
 from service.decision_record import unpack_actions
 from service.export import ExportReport, Selection, read_joined
 from service.joins import PLACED
 from service.messages import Decision, journal_decoder
 from simulators.counterfactual import Counterfactual, TargetPolicy, build_counterfactual
+from simulators.logged.archive_survey import Survey, survey
 from simulators.logged.batches import LoggedBatch, clusters_of_users
 from simulators.logged.import_report import ImportReport, LogRefused
 from simulators.marginals import Marginals
@@ -47,17 +47,25 @@ class ArchiveLog:
     target: TargetPolicy
     position_weights: Float64Array = field(default_factory=lambda: np.ones(0))
     unsupported: str = ""
+    _survey: Survey | None = field(default=None, init=False, repr=False)
 
     def count_slots(self) -> int:
-        """Return the most slots that a decision of the archive has.
+        """Return the most slots that a selected decision of the archive has.
 
         Raises:
             LogRefused: the archive cannot be read.
         """
-        most = 1
-        for length in self._lengths():
-            most = max(most, length)
-        return most
+        return self._look().n_slots
+
+    def count_filtered(self, report: ImportReport) -> None:
+        """Count the decisions that are outside of the selected time.
+
+        Raises:
+            LogRefused: the archive cannot be read.
+        """
+        n = self._look().n_filtered
+        report.n_read += n
+        report.n_filtered += n
 
     def batches(self, report: ImportReport, *, n_slots: int) -> Iterator[LoggedBatch]:
         """Yield decisions all of whose drawn slots have an outcome, counting what is left out.
@@ -65,6 +73,7 @@ class ArchiveLog:
         Raises:
             LogRefused: a file cannot be read, or is of a later version.
         """
+        self.count_filtered(report)
         yield from report.watch(self._batches(report, n_slots))
         n = self._erased()
         if n:
@@ -151,14 +160,10 @@ class ArchiveLog:
         if held:
             yield stack(held, n_slots)
 
-    def _lengths(self) -> Iterator[int]:
-        try:
-            with reading(self.folder):
-                for file in files_of(self.folder, "decisions"):
-                    for table in tables_of(file.path, "decisions", ["item_ids"]):
-                        yield pa.compute.max(pa.compute.list_value_length(table["item_ids"])).as_py() or 0
-        except (pa.ArrowInvalid, OSError, ValueError) as error:
-            raise LogRefused(f"{self.folder}: {error}") from error
+    def _look(self) -> Survey:
+        if self._survey is None:
+            self._survey = survey(self.folder, self.selection)
+        return self._survey
 
     def _erased(self) -> int:
         return n_erased(self.folder, "decisions")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +21,13 @@ from simulators.logged.batches import Int64Array, LoggedBatch, clusters_of_rows,
 from simulators.logged.csv_blocks import CsvBlocks
 from simulators.logged.import_report import ImportReport, LogRefused
 from simulators.logged.pmf_file import ContextFreePmf
+from simulators.logged.time_window import ALL_TIME, TimeWindow
 
+TimeUnit = Literal["s", "ms", "us", "ns"]
 BoolArray = npt.NDArray[np.bool_]
 # Logs are written with fewer digits than floors are computed with.
 _FLOOR_ROUNDING = 1e-6
+_US_OF: dict[TimeUnit, float] = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,8 @@ class CsvLog:
         n_actions: How many actions there are, numbered from 0; 0 when it is not known, or a column says it.
         any_order: Whether rows may be out of the order of time; estimates do not depend on it.
         floor: The lowest propensity that the logging policy could give what it drew; 0 when it is not known.
+        window: Which rows, by their time.
+        time_unit: Of times that are numbers; only a window needs it.
     """
 
     path: Path
@@ -119,6 +125,8 @@ class CsvLog:
     n_actions: int = 0
     any_order: bool = False
     floor: float = 0.0
+    window: TimeWindow = ALL_TIME
+    time_unit: TimeUnit | None = None
 
     def count_slots(self) -> int:
         """Return 1: a row is a single action."""
@@ -163,12 +171,14 @@ class _Reader:
             raise LogRefused(f"{self._log.path}: the target policy needs a column for {needs[kind]}; map one")
         if self._log.target is not None and self._log.target.has_positions and not has.position:
             raise LogRefused(f"{self._log.path}: the target policy needs a column for position; map one")
+        if self._log.window and not has.time:
+            raise LogRefused(f"{self._log.path}: a time to start or end at needs a column for time; map one")
 
     def _accept(self, block: pa.RecordBatch, rows: Int64Array) -> LoggedBatch:
         """Return the rows that can be used, rejecting the others under the first reason that fits."""
         has = self._map
         check = _Check(self._report, rows)
-        self._check_order(block, check)
+        self._check_time(block, check)
         rewards = check.number("reward", block[has.reward])
         check.refuse("reward: not finite", ~np.isfinite(rewards))
         propensities = check.number("propensity", block[has.propensity])
@@ -257,12 +267,18 @@ class _Reader:
         codes = users.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         return np.where(codes >= 0, groups[codes] if len(groups) else 0, by_row)
 
-    def _check_order(self, block: pa.RecordBatch, check: _Check) -> None:
+    def _check_time(self, block: pa.RecordBatch, check: _Check) -> None:
         if not self._map.time:
             return
-        times = check.time(block[self._map.time])
+        times, are_numbers = check.time(block[self._map.time])
+        if not self._log.any_order:
+            self._check_order(times, check)
+        if self._log.window:
+            self._filter(times, are_numbers, check)
+
+    def _check_order(self, times: Float64Array, check: _Check) -> None:
         known, rows = times[check.kept], check.rows[check.kept]
-        if not len(known) or self._log.any_order:
+        if not len(known):
             return
         if self._last_time is not None:
             known, rows = np.append(self._last_time[0], known), np.append(self._last_time[1], rows)
@@ -274,6 +290,14 @@ class _Reader:
                 f"{int(rows[falls[0]])}; sort the file, or say that any order will do"
             )
         self._last_time = float(known[-1]), int(rows[-1])
+
+    def _filter(self, times: Float64Array, are_numbers: BoolArray, check: _Check) -> None:
+        unit, window = self._log.time_unit, self._log.window
+        if unit is None and (are_numbers & check.kept).any():
+            row = int(check.rows[are_numbers & check.kept][0])
+            raise LogRefused(f"{self._log.path}: time is a number in row {row}: say in which unit (--time-unit)")
+        us = times if unit is None else np.where(are_numbers, times * _US_OF[unit], times)
+        check.leave_out(~((us >= window.from_us) & (us < window.to_us)))
 
 
 class _Check:
@@ -291,6 +315,12 @@ class _Check:
             self._report.reject(reason, self.rows[wrong].tolist())
             self.kept &= ~wrong
 
+    def leave_out(self, outside: BoolArray) -> None:
+        """Filter rows, bool [n]; they are not rejected."""
+        outside = outside & self.kept
+        self._report.n_filtered += int(np.count_nonzero(outside))
+        self.kept &= ~outside
+
     def number(self, name: str, column: pa.Array) -> Float64Array:
         """Return float64 [n]; rows without a number are rejected, and hold 1."""
         self.refuse(f"{name}: missing", _nulls(column))
@@ -302,20 +332,26 @@ class _Check:
             values = np.array([1.0 if value is None else value for value in parsed])
         return values
 
-    def time(self, column: pa.Array) -> Float64Array:
-        """Return float64 [n] in any unit; rows without a time are rejected."""
+    def time(self, column: pa.Array) -> tuple[Float64Array, BoolArray]:
+        """Return float64 [n], and bool [n]: whether it is a number of any unit, or microseconds of an ISO time.
+
+        Rows without a time are rejected.
+        """
         self.refuse("time: missing", _nulls(column))
         for kind in (pa.float64(), pa.timestamp("us"), pa.timestamp("us", tz="UTC")):
             try:
                 cast = column.cast(kind)
             except pa.ArrowInvalid:
                 continue
-            times = cast if kind == pa.float64() else cast.cast(pa.int64())
+            is_number = kind == pa.float64()
+            times = cast if is_number else cast.cast(pa.int64())
             known: Float64Array = times.fill_null(0).to_numpy(zero_copy_only=False).astype(np.float64)
-            return known
-        parsed = [_unix_us(text) for text in column.to_pylist()]
+            return known, np.full(len(known), is_number)
+        texts = column.to_pylist()
+        parsed = [_unix_us(text) for text in texts]
         self.refuse("time: not a time", np.array([value is None for value in parsed]))
-        return np.array([0.0 if value is None else value for value in parsed])
+        are_numbers = np.array([_number(text) is not None for text in texts])
+        return np.array([0.0 if value is None else value for value in parsed]), are_numbers
 
 
 def _nulls(column: pa.Array) -> BoolArray:

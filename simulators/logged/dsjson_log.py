@@ -11,7 +11,7 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +21,7 @@ import numpy as np
 from bandit.support import Float64Array
 from simulators.logged.batches import LoggedBatch, clusters_of_rows
 from simulators.logged.import_report import ImportReport, LogRefused
+from simulators.logged.time_window import ALL_TIME, TimeWindow
 
 DsjsonTarget = Literal["uniform", "greedy", "epsilon", "column"]
 
@@ -113,12 +114,14 @@ class DsjsonLog:
             one but for `rate`, which is uniform; `column`, the field `target_propensity` of the line or slot.
         rate: Of `epsilon`.
         any_order: Whether lines may be out of the order of time.
+        window: Which lines, by their time.
     """
 
     path: Path
     target: DsjsonTarget
     rate: float = 0.1
     any_order: bool = False
+    window: TimeWindow = ALL_TIME
 
     def count_slots(self) -> int:
         """Return the most slots that a line has, by a pass over the file.
@@ -152,7 +155,7 @@ class DsjsonLog:
     def _batches(self, report: ImportReport, n_slots: int) -> Iterator[LoggedBatch]:
         held: list[list[_Row]] = []
         first = 0
-        for row, line in read_lines(self.path, report, any_order=self.any_order):
+        for row, line in read_lines(self.path, report, any_order=self.any_order, window=self.window):
             try:
                 held.append([self._row(choice) for choice in line.slots])
             except RejectedLine as error:
@@ -228,8 +231,10 @@ def max_weight(target: Float64Array, logged: Float64Array) -> float:
     return float((target[drawable] / logged[drawable]).max())
 
 
-def read_lines(path: Path, report: ImportReport, *, any_order: bool) -> Iterator[tuple[int, LoggedLine]]:
-    """Yield the number and content of every line that can be used; the others are counted.
+def read_lines(
+    path: Path, report: ImportReport, *, any_order: bool, window: TimeWindow
+) -> Iterator[tuple[int, LoggedLine]]:
+    """Yield the number and content of every line of a time that can be used; the others are counted.
 
     Raises:
         LogRefused: the file cannot be read, a line is a sample of what was dropped, or time falls.
@@ -252,7 +257,12 @@ def read_lines(path: Path, report: ImportReport, *, any_order: bool) -> Iterator
                     "sort the file, or say that any order will do"
                 )
             last = at, row
-        yield row, line
+        if not window or (at is not None and at in window):
+            yield row, line
+        elif at is None:
+            report.reject("Timestamp: missing, so that nobody knows whether it is in the time asked for", [row])
+        else:
+            report.n_filtered += 1
 
 
 class _Sampled(Exception):
@@ -342,7 +352,7 @@ def _time(text: str) -> datetime | None:
     except ValueError as error:
         raise RejectedLine("Timestamp: not a time") from error
     # The format is in UTC; some writers leave the zone out.
-    return at.replace(tzinfo=None) - (at.utcoffset() or at - at)
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
