@@ -46,6 +46,9 @@ def replay_command(
     learn: Annotated[bool, typer.Option("--learn", help="Learn every outcome as it comes.")] = False,
     surface: Annotated[str, typer.Option(help="Of an archive's decisions; all by default.")] = "",
     model: Annotated[str, typer.Option(help="The archive's model; needed to score anew.")] = "",
+    items: Annotated[
+        Path | None, typer.Option(help="NDJSON of an archive's items, to score anew with; else those of the store.")
+    ] = None,
     saved: Annotated[str, typer.Option(help="Go on from: an artefact's id (archive), a model file (dsjson).")] = "",
     publish_every: Annotated[
         int, typer.Option(min=1, help="Outcomes learned between two publications of the weights.")
@@ -70,6 +73,7 @@ def replay_command(
             learn=learn,
             surface=surface,
             model=model,
+            items=items,
             saved=saved,
             publish_every=publish_every,
             any_order=any_order,

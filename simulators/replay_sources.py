@@ -24,6 +24,7 @@ from service.errors import NotFound
 from service.export import Selection
 from service.item_history import ItemHistory
 from service.model_registry import ArtefactError, ModelRegistry, load_learner
+from service.offline import OfflineError, read_items
 from service.retrain import fetch_item_history
 from service.retrain_scoring import CandidateFeatures
 from simulators.counterfactual import TargetPolicy
@@ -52,6 +53,7 @@ class ReplayRequest:
         learn: Whether outcomes are learned.
         surface: Of an archive's decisions; empty for all.
         model: The archive's model; needed to score anew.
+        items: File of an archive's items; None takes those of the store.
         saved: An artefact's id (archive), or a file with a VW model (DSJSON); empty for none.
         publish_every: Outcomes learned between two publications.
         any_order: Whether time may fall.
@@ -66,6 +68,7 @@ class ReplayRequest:
     learn: bool = False
     surface: str = ""
     model: str = ""
+    items: Path | None = None
     saved: str = ""
     publish_every: int = PUBLISH_EVERY
     any_order: bool = False
@@ -80,6 +83,7 @@ class ReplayRequest:
             "rules": self.rules or "as logged",
             "VW arguments": self.vw or "none",
             "learns": self.learn,
+            "items": "of the store" if self.items is None else str(self.items),
             "saved model": self.saved or "none",
             "from": "" if self.window.start is None else self.window.start.isoformat(),
             "to": "" if self.window.end is None else self.window.end.isoformat(),
@@ -95,6 +99,8 @@ def replay_dsjson(request: ReplayRequest, *, advance: Callable[[int], None]) -> 
     """
     if request.rules:
         raise Unanswerable("a DSJSON log has no rules")
+    if request.items is not None:
+        raise Unanswerable("a DSJSON log describes its actions itself: leave the items out")
     arguments = (request.vw or "--cb_adf --cb_type mtr").split()
     try:
         model = Path(request.saved).read_bytes() if request.saved else None
@@ -122,13 +128,14 @@ def replay_archive(request: ReplayRequest, config: Config, *, advance: Callable[
         Unanswerable: options do not go together.
         LogRefused: the archive cannot be read, or the artefact cannot be used.
     """
-    if request.learn or request.saved or request.vw:
-        with running_store(config) as url:
-            policy = build_policy(
-                request, config, items=fetch_item_history(url), learner=_saved_learner(request, config, url)
-            )
-    else:
+    if not (request.learn or request.saved or request.vw):
         policy = build_policy(request, config, items=None, learner=None)
+    elif request.items is not None and not request.saved:
+        policy = build_policy(request, config, items=_items_of(request.items), learner=None)
+    else:
+        with running_store(config) as url:
+            items = fetch_item_history(url) if request.items is None else _items_of(request.items)
+            policy = build_policy(request, config, items=items, learner=_saved_learner(request, config, url))
     return run_archive(request, config, policy, advance=advance)
 
 
@@ -196,6 +203,13 @@ def build_policy(
         learns=request.learn,
         publish_every=request.publish_every,
     )
+
+
+def _items_of(path: Path) -> ItemHistory:
+    try:
+        return ItemHistory.unchanging(read_items(path))
+    except OfflineError as error:
+        raise LogRefused(str(error)) from error
 
 
 def _explorer(request: ReplayRequest, config: Config) -> Explorer:
