@@ -30,6 +30,8 @@ from service.retrain_scoring import CandidateFeatures
 from simulators.counterfactual import TargetPolicy
 from simulators.evaluate_sources import Unanswerable
 from simulators.logged.archive_log import ArchiveLog
+from simulators.logged.dsjson_lines import count_slots
+from simulators.logged.dsjson_model import LineModel
 from simulators.logged.import_report import ImportReport, LogRefused
 from simulators.logged.time_window import ALL_TIME, TimeWindow
 from simulators.replay import ReplayResult, replay
@@ -108,17 +110,23 @@ def replay_dsjson(request: ReplayRequest, *, advance: Callable[[int], None]) -> 
         raise LogRefused(str(error)) from error
     run = DsjsonReplay(
         request.path,
-        arguments=[*arguments, "--quiet"],
-        model=model,
+        model=LineModel(arguments, model=model),
         exploration=_exploration(request) or Epsilon(),
         learns=request.learn,
+        knows=request.learn or model is not None,
         any_order=request.any_order,
         window=request.window,
         advance=advance,
     )
     report = ImportReport()
-    weights = request.position_weights if len(request.position_weights) else np.ones(1)
-    return replay(run.batches(report), report, position_weights=weights[:1], settings=request.settings())
+    n_slots = count_slots(request.path)
+    weights = _padded(request.position_weights, n_slots)
+    return replay(
+        run.batches(report, n_slots=n_slots, position_weights=weights),
+        report,
+        position_weights=weights,
+        settings=request.settings(),
+    )
 
 
 def replay_archive(request: ReplayRequest, config: Config, *, advance: Callable[[int], None]) -> ReplayResult:
@@ -151,9 +159,7 @@ def run_archive(
     selection = Selection(surface=request.surface, model=request.model, from_ms=window.from_ms, to_ms=window.to_ms)
     log = ArchiveLog(config=config, folder=request.path, selection=selection, target=policy.target)
     n_slots = log.count_slots()
-    weights = np.ones(n_slots)
-    given = request.position_weights[:n_slots]
-    weights[: len(given)] = given
+    weights = _padded(request.position_weights, n_slots)
     report = ImportReport()
     run = ArchiveReplay(log, policy, report, advance=advance)
     return replay(
@@ -246,6 +252,13 @@ def _saved_learner(request: ReplayRequest, config: Config, url: str) -> Learner 
         return asyncio.run(fetch())
     except (NotFound, ArtefactError, KeyError) as error:
         raise LogRefused(str(error)) from error
+
+
+def _padded(given: Float64Array, n_slots: int) -> Float64Array:
+    """Return float64 [n_slots]: 1 for slots of which nothing is said."""
+    weights = np.ones(n_slots)
+    weights[: len(given)] = given[:n_slots]
+    return weights
 
 
 def _exploration(request: ReplayRequest) -> Exploration | None:

@@ -19,7 +19,7 @@ from service.joins import PLACED
 from service.messages import Decision, journal_decoder
 from simulators.counterfactual import Counterfactual, TargetPolicy, build_counterfactual
 from simulators.logged.archive_survey import Survey, survey
-from simulators.logged.batches import LoggedBatch, clusters_of_users
+from simulators.logged.batches import LoggedBatch, clusters_of_users, values_to_go
 from simulators.logged.import_report import ImportReport, LogRefused
 from simulators.marginals import Marginals
 
@@ -221,19 +221,10 @@ def weigh(
 def _values_to_go(
     decision: Decision, found: Counterfactual, position_weights: Float64Array
 ) -> tuple[Float64Array, Float64Array]:
-    """Return float64 [S] twice: the model's value-to-go of the logged items, and its mean under the target policy.
-
-    The model is the one that served, before the rewards: its score of an item, times the slot's weight; each later slot
-    is worth what the target policy's first one is. Estimates do not become wrong with the model, only wider.
-    """
+    """Return what `values_to_go` does, of the model that served, before the rewards."""
     scores = unpack_actions(decision.candidates).scores.astype(np.float64)
-    if not len(decision.slots):
-        return np.zeros(0), np.zeros(0)
-    first = float(found.pmfs[0] @ scores)
-    later = (np.cumsum(position_weights[::-1])[::-1] - position_weights) * first
     logged = np.array([scores[slot.action] for slot in decision.slots])
-    expected = np.array([pmf @ scores for pmf in found.pmfs])
-    return position_weights * logged + later, position_weights * expected + later
+    return values_to_go(logged, np.array([pmf @ scores for pmf in found.pmfs]), position_weights)
 
 
 def _marginal_weights(decision: Decision, target: TargetPolicy, marginals: Marginals) -> Float64Array | None:

@@ -13,7 +13,9 @@ from bandit.intervals import clopper_pearson, empirical_bernstein
 from simulators.evaluate_log import LogEvaluation, evaluate_log
 from simulators.logged.batches import LoggedBatch, clusters_of_rows
 from simulators.logged.csv_log import ColumnMap, CsvLog
-from simulators.logged.dsjson_log import DsjsonLog, max_weight
+from simulators.logged.dsjson_lines import LoggedChoice
+from simulators.logged.dsjson_log import DsjsonLog
+from simulators.logged.dsjson_rows import max_weight
 from simulators.logged.import_report import LogRefused
 from simulators.panel_bounds import BoundSums
 from tests.unit.test_log_csv import logged_rows
@@ -69,10 +71,12 @@ def test_a_floor_that_the_log_belies_refuses_it_by_row(tmp_path: Path) -> None:
 
 
 def test_the_largest_weight_is_over_what_could_be_drawn_and_not_what_was() -> None:
-    logged = np.array([0.5, 0.3, 0.2])
-    assert max_weight(np.array([0.0, 0.0, 1.0]), logged) == pytest.approx(5.0)
-    assert max_weight(np.array([0.5, 0.0, 0.5]), np.array([0.5, 0.5, 0.0])) == 1.0
-    assert max_weight(np.ones(1), np.array([0.3])) == np.inf
+    def logged(*pmf: float) -> LoggedChoice:
+        return LoggedChoice(1.0, np.arange(len(pmf)), np.array(pmf), 0, None)
+
+    assert max_weight(np.array([0.0, 0.0, 1.0]), logged(0.5, 0.3, 0.2)) == pytest.approx(5.0)
+    assert max_weight(np.array([0.5, 0.0, 0.5]), logged(0.5, 0.5, 0.0)) == 1.0
+    assert max_weight(np.ones(1), logged(0.3)) == np.inf
 
 
 def test_a_dsjson_log_says_itself_how_large_a_weight_may_be(tmp_path: Path) -> None:
