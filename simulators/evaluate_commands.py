@@ -83,6 +83,12 @@ def evaluate_command(
     floor: Annotated[
         float, typer.Option(help="CSV: lowest propensity that the logging policy could have; 0 for unknown.")
     ] = 0.0,
+    embedding: Annotated[
+        str, typer.Option(help="MIPS by: a logged column (archive), a path in an action such as A.genre (dsjson).")
+    ] = "",
+    reward_model: Annotated[
+        str, typer.Option(help="DSJSON: VW's arguments of a model that learns on the way, for DM, DR and their kin.")
+    ] = "",
     position_weights: Annotated[str, typer.Option(help="What a reward is worth by slot: 1,0.7,...; else 1.")] = "",
     start: Annotated[str, typer.Option("--from", help="Only what was logged from this ISO date or time on; UTC.")] = "",
     end: Annotated[str, typer.Option("--to", help="Only what was logged before this ISO date or time; UTC.")] = "",
@@ -113,6 +119,8 @@ def evaluate_command(
             any_order=any_order,
             floor=floor,
             window=parse_window(start, end),
+            embedding=embedding,
+            reward_model=reward_model,
             time_unit=None if time_unit is None else time_unit.value,
             position_weights=parse_position_weights(position_weights),
         )

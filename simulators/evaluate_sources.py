@@ -85,6 +85,8 @@ class LogRequest:
         floor: Lowest propensity that the logging policy of a CSV log could give; 0 when not known.
         window: Which part of the log, by time.
         time_unit: Of CSV times that are numbers; None when not said.
+        embedding: What makes actions alike, for MIPS: a column of an archive, a path in an action of DSJSON.
+        reward_model: VW's arguments of a model that learns a DSJSON log on the way, for model-based estimates.
         position_weights: float64 [any], for the first slots.
     """
 
@@ -100,6 +102,8 @@ class LogRequest:
     floor: float = 0.0
     window: TimeWindow = ALL_TIME
     time_unit: TimeUnit | None = None
+    embedding: str = ""
+    reward_model: str = ""
     position_weights: Float64Array
 
 
@@ -152,6 +156,7 @@ def build_source(request: LogRequest, config: Config) -> LogSource:
         raise Unanswerable(f"the floor must be in [0, 1], got {request.floor}")
     if request.floor and request.log_format not in (LogFormat.CSV, LogFormat.OPEN_BANDIT):
         raise Unanswerable(f"the floor of {request.log_format.value} follows from the log itself")
+    _check_actions(request)
     if request.log_format is LogFormat.ARCHIVE:
         return ArchiveLog(
             config=config,
@@ -159,6 +164,7 @@ def build_source(request: LogRequest, config: Config) -> LogSource:
             selection=Selection(surface=request.surface, from_ms=request.window.from_ms, to_ms=request.window.to_ms),
             target=_archive_target(request, config),
             position_weights=request.position_weights,
+            embedding=request.embedding,
         )
     if request.log_format is LogFormat.DSJSON:
         rate = 0.1 if request.rate is None else request.rate
@@ -168,8 +174,28 @@ def build_source(request: LogRequest, config: Config) -> LogSource:
             rate=rate,
             any_order=request.any_order,
             window=request.window,
+            reward_model=request.reward_model.split(),
+            embedding=request.embedding,
+            position_weights=request.position_weights,
         )
     return _csv(request)
+
+
+def _check_actions(request: LogRequest) -> None:
+    """Refuse what needs more of every action than the log, or the target policy, says."""
+    log_format = request.log_format
+    if request.reward_model and log_format is not LogFormat.DSJSON:
+        where = (
+            "an archive has the scores that served" if log_format is LogFormat.ARCHIVE else "map a column to its word"
+        )
+        raise Unanswerable(f"a reward model learns from the actions of DSJSON, got {log_format.value}: {where}")
+    if request.embedding and log_format not in (LogFormat.ARCHIVE, LogFormat.DSJSON):
+        raise Unanswerable(
+            f"mips needs the probability and the embedding of every action, which {log_format.value} does not have; "
+            "archive and dsjson do"
+        )
+    if (request.embedding or request.reward_model) and request.policy is PolicyName.COLUMN:
+        raise Unanswerable("a column says of the target policy what it does with the shown action alone")
 
 
 def _csv(request: LogRequest) -> CsvLog:

@@ -18,6 +18,7 @@ from bandit.estimators import (
     direct_method,
     doubly_robust,
     ips,
+    mips,
     self_normalised_doubly_robust,
     shrunk_doubly_robust,
     snips,
@@ -84,14 +85,18 @@ def batch_panel(batch: LoggedBatch, *, position_weights: Float64Array) -> dict[s
             model_logged=batch.model_logged,
             model_target=batch.model_target,
         )
-    return action_panel(
+    rewards = batch.rewards[:, 0] * position_weights[0]
+    panel = action_panel(
         ActionRows(
-            batch.rewards[:, 0] * position_weights[0],
+            rewards,
             weights[:, 0] * batch.discovery_weights,
             model_logged=None if batch.model_logged is None else batch.model_logged[:, 0],
             model_target=None if batch.model_target is None else batch.model_target[:, 0],
         )
     )
+    if batch.embedding_weights is not None:
+        panel["mips"] = mips(ActionRows(rewards, batch.embedding_weights * batch.discovery_weights))
+    return panel
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -20,6 +20,7 @@ from service.messages import Decision, journal_decoder
 from simulators.counterfactual import Counterfactual, TargetPolicy, build_counterfactual
 from simulators.logged.archive_survey import Survey, survey
 from simulators.logged.batches import LoggedBatch, clusters_of_users, values_to_go
+from simulators.logged.embeddings import alike_in_decision, embedding_weight, note_of, refuse_slates
 from simulators.logged.import_report import ImportReport, LogRefused
 from simulators.marginals import Marginals
 
@@ -38,6 +39,7 @@ class ArchiveLog:
         selection: Which decisions.
         target: What is done otherwise than in the log.
         position_weights: float64 [S], what a reward at each slot is worth to the model of values.
+        embedding: A logged column of the candidates, for MIPS of single actions; empty for none.
         unsupported: Why the log cannot carry the target policy whatever its size; known when it has been read.
     """
 
@@ -46,6 +48,7 @@ class ArchiveLog:
     selection: Selection
     target: TargetPolicy
     position_weights: Float64Array = field(default_factory=lambda: np.ones(0))
+    embedding: str = ""
     unsupported: str = ""
     _survey: Survey | None = field(default=None, init=False, repr=False)
 
@@ -148,17 +151,35 @@ class ArchiveLog:
         weights[: len(self.position_weights)] = self.position_weights
         held: list[WeighedDecision] = []
         marginals = Marginals()
+        if self.embedding:
+            refuse_slates(self.embedding, n_slots)
+            report.note(note_of(self.embedding))
         for decision, rewards in self.decisions(report):
             found = self.counterfactual(decision, report)
             if found is None:
                 continue
+            alike = self._embedding_weight(decision, found, report) if self.embedding else 1.0
+            if alike is None:
+                continue
             marginal = _marginal_weights(decision, self.target, marginals)
-            held.append(weigh(decision, found, rewards, position_weights=weights, marginals=marginal))
+            weighed = weigh(decision, found, rewards, position_weights=weights, marginals=marginal)
+            held.append(replace(weighed, embedding=alike) if self.embedding else weighed)
             if len(held) == DECISIONS_AT_ONCE:
                 yield stack(held, n_slots)
                 held = []
         if held:
             yield stack(held, n_slots)
+
+    def _embedding_weight(self, decision: Decision, found: Counterfactual, report: ImportReport) -> float | None:
+        """Return the weight of MIPS, None (counted) where the decision does not have the column."""
+        if not decision.slots:
+            return 1.0
+        is_alike = alike_in_decision(decision, column=self.embedding)
+        if is_alike is None:
+            report.reject(f"embedding: no column {self.embedding} was logged", [decision.event_id])
+            return None
+        logged = build_counterfactual(decision, TargetPolicy())
+        return embedding_weight(found.pmfs[0], logged.pmfs[0], is_alike=is_alike)
 
     def _look(self) -> Survey:
         if self._survey is None:
@@ -171,7 +192,10 @@ class ArchiveLog:
 
 @dataclass(frozen=True, slots=True)
 class WeighedDecision:
-    """One decision as estimators need it, by its own slots; `marginals` is None where they are not known."""
+    """One decision as estimators need it, by its own slots; `marginals` is None where they are not known.
+
+    `embedding` is the weight of MIPS, None where it is not asked for.
+    """
 
     found: Counterfactual
     rewards: Float64Array
@@ -180,6 +204,7 @@ class WeighedDecision:
     model_target: Float64Array
     marginals: Float64Array | None
     user: str
+    embedding: float | None = None
 
 
 def _replays(decision: Decision) -> bool:
@@ -268,4 +293,10 @@ def stack(held: list[WeighedDecision], n_slots: int) -> LoggedBatch:
         model_logged=model_logged,
         model_target=model_target,
         marginal_weights=None if any(one.marginals is None for one in held) else marginals,
+        embedding_weights=_embedding_weights(held),
     )
+
+
+def _embedding_weights(held: list[WeighedDecision]) -> Float64Array | None:
+    weights = [one.embedding for one in held if one.embedding is not None]
+    return np.array(weights) if len(weights) == len(held) else None

@@ -14,6 +14,7 @@ from simulators.logged.batches import LoggedBatch
 from simulators.logged.dsjson_lines import LoggedChoice, LoggedLine, RejectedLine, count_slots, read_lines
 from simulators.logged.dsjson_model import LineModel, slot_lines
 from simulators.logged.dsjson_rows import SlotRow, batch_of, max_weight
+from simulators.logged.embeddings import alike_in_line, embedding_weight, note_of, refuse_slates
 from simulators.logged.import_report import ImportReport, LogRefused
 from simulators.logged.time_window import ALL_TIME, TimeWindow
 
@@ -35,6 +36,8 @@ class DsjsonLog:
         window: Which lines, by their time.
         reward_model: VW's arguments of a model that predicts the rewards of a line before it learns them, so that no
             row is valued by a model that knows it; none when empty. Needs a target that follows from the logged pmf.
+        embedding: Where in an action its embedding is, for MIPS of single actions; empty for none. Needs such a target,
+            too.
         position_weights: float64 [S], what a reward at each slot is worth to the model of values.
     """
 
@@ -44,6 +47,7 @@ class DsjsonLog:
     any_order: bool = False
     window: TimeWindow = ALL_TIME
     reward_model: Sequence[str] = ()
+    embedding: str = ""
     position_weights: Float64Array = field(default_factory=lambda: np.ones(0))
 
     def count_slots(self) -> int:
@@ -69,23 +73,36 @@ class DsjsonLog:
 
     def _batches(self, report: ImportReport, n_slots: int) -> Iterator[LoggedBatch]:
         model = self._model()
+        if self.embedding:
+            refuse_slates(self.embedding, n_slots)
+            report.note(note_of(self.embedding))
         weights = np.ones(n_slots)
         weights[: len(self.position_weights)] = self.position_weights
         held: list[list[SlotRow]] = []
+        alike: list[float] = []
         first = 0
 
         def batch() -> LoggedBatch:
-            return batch_of(held, n_slots=n_slots, first=first, position_weights=weights, are_independent=True)
+            return batch_of(
+                held,
+                n_slots=n_slots,
+                first=first,
+                position_weights=weights,
+                are_independent=True,
+                embedding_weights=alike if self.embedding else None,
+            )
 
         for row, line in read_lines(self.path, report, any_order=self.any_order, window=self.window):
             try:
+                weight = self._embedding_weight(line) if self.embedding else 1.0
                 held.append(self._rows(line, model))
             except RejectedLine as error:
                 report.reject(str(error), [row])
                 continue
+            alike.append(weight)
             if len(held) == _ROWS_AT_ONCE:
                 yield batch()
-                first, held = first + len(held), []
+                first, held, alike = first + len(held), [], []
         if held:
             yield batch()
 
@@ -111,6 +128,11 @@ class DsjsonLog:
             SlotRow.of(choice, pmf, scores=of_slot)
             for choice, pmf, of_slot in zip(line.slots, pmfs, scores, strict=True)
         ]
+
+    def _embedding_weight(self, line: LoggedLine) -> float:
+        (choice,) = line.slots
+        is_alike = alike_in_line(choice, line.multi, path=self.embedding)
+        return embedding_weight(self._target_pmf(choice), choice.pmf, is_alike=is_alike)
 
     def _target_pmf(self, choice: LoggedChoice) -> Float64Array:
         """Return float64 [K], what the target policy makes of a logged pmf.

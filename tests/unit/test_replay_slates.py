@@ -110,7 +110,7 @@ def expected_value(model: LineModel, path: Path, policy: Callable[[np.ndarray], 
 
 
 def test_the_value_of_a_saved_model_is_that_of_its_policy(tmp_path: Path) -> None:
-    """Within 4 standard errors of the truth by enumeration, a false alarm once in 16,000 seeds; the log's is elsewhere."""
+    """Within 4 standard errors of the truth by enumeration, a false alarm once in 16,000 seeds."""
     workspace: Workspace[Any] = Workspace([*ARGUMENTS.split(), "--quiet"])
     parser = DSJsonFormatParser(workspace)
     train = write(tmp_path / "train", *draw_slates(300, seed=3))
