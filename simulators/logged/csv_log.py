@@ -8,23 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from bandit.support import Float64Array
 from simulators.logged.batches import Int64Array, LoggedBatch, clusters_of_rows, clusters_of_users
 from simulators.logged.csv_blocks import CsvBlocks
+from simulators.logged.csv_check import BoolArray, RowCheck, nulls_of
 from simulators.logged.import_report import ImportReport, LogRefused
 from simulators.logged.pmf_file import ContextFreePmf
 from simulators.logged.time_window import ALL_TIME, TimeWindow
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
-BoolArray = npt.NDArray[np.bool_]
 # Logs are written with fewer digits than floors are computed with.
 _FLOOR_ROUNDING = 1e-6
 _US_OF: dict[TimeUnit, float] = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
@@ -177,7 +175,7 @@ class _Reader:
     def _accept(self, block: pa.RecordBatch, rows: Int64Array) -> LoggedBatch:
         """Return the rows that can be used, rejecting the others under the first reason that fits."""
         has = self._map
-        check = _Check(self._report, rows)
+        check = RowCheck(self._report, rows)
         self._check_time(block, check)
         rewards = check.number("reward", block[has.reward])
         check.refuse("reward: not finite", ~np.isfinite(rewards))
@@ -204,7 +202,7 @@ class _Reader:
             are_independent=not has.user,
         )
 
-    def _check_floor(self, propensities: Float64Array, check: _Check) -> None:
+    def _check_floor(self, propensities: Float64Array, check: RowCheck) -> None:
         """Refuse a log that shows that the floor it was said to have is wrong."""
         floor = self._log.floor
         if not floor:
@@ -226,7 +224,7 @@ class _Reader:
         max_weights: Float64Array = targets / (self._log.floor * (1.0 - _FLOOR_ROUNDING))
         return max_weights
 
-    def _model(self, name: str, block: pa.RecordBatch, check: _Check) -> Float64Array | None:
+    def _model(self, name: str, block: pa.RecordBatch, check: RowCheck) -> Float64Array | None:
         column = getattr(self._map, name)
         if not column:
             return None
@@ -234,7 +232,7 @@ class _Reader:
         check.refuse(f"{name}: not finite", ~np.isfinite(values))
         return values
 
-    def _n_feasible(self, block: pa.RecordBatch, check: _Check) -> Int64Array:
+    def _n_feasible(self, block: pa.RecordBatch, check: RowCheck) -> Int64Array:
         has, n = self._map, len(block)
         counts = np.full(n, self._log.n_actions, dtype=np.float64)
         if has.n_actions:
@@ -246,13 +244,13 @@ class _Reader:
             check.refuse("action: outside the set", ~inside)
         return np.where(check.kept, counts, 0.0).astype(np.int64)
 
-    def _targets(self, block: pa.RecordBatch, check: _Check, n_feasible: Int64Array) -> Float64Array:
+    def _targets(self, block: pa.RecordBatch, check: RowCheck, n_feasible: Int64Array) -> Float64Array:
         has = self._map
         if self._log.is_uniform:
             return 1.0 / np.maximum(n_feasible, 1)
         if self._log.target is None:
             return check.number("target_propensity", block[has.target_propensity])
-        check.refuse("action: missing", _nulls(block[has.action]))
+        check.refuse("action: missing", nulls_of(block[has.action]))
         positions = block[has.position] if self._log.target.has_positions else None
         found = self._log.target.of(block[has.action], positions)
         check.refuse("action: outside the set of the pmf", np.isnan(found))
@@ -267,7 +265,7 @@ class _Reader:
         codes = users.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         return np.where(codes >= 0, groups[codes] if len(groups) else 0, by_row)
 
-    def _check_time(self, block: pa.RecordBatch, check: _Check) -> None:
+    def _check_time(self, block: pa.RecordBatch, check: RowCheck) -> None:
         if not self._map.time:
             return
         times, are_numbers = check.time(block[self._map.time])
@@ -276,7 +274,7 @@ class _Reader:
         if self._log.window:
             self._filter(times, are_numbers, check)
 
-    def _check_order(self, times: Float64Array, check: _Check) -> None:
+    def _check_order(self, times: Float64Array, check: RowCheck) -> None:
         known, rows = times[check.kept], check.rows[check.kept]
         if not len(known):
             return
@@ -291,87 +289,10 @@ class _Reader:
             )
         self._last_time = float(known[-1]), int(rows[-1])
 
-    def _filter(self, times: Float64Array, are_numbers: BoolArray, check: _Check) -> None:
+    def _filter(self, times: Float64Array, are_numbers: BoolArray, check: RowCheck) -> None:
         unit, window = self._log.time_unit, self._log.window
         if unit is None and (are_numbers & check.kept).any():
             row = int(check.rows[are_numbers & check.kept][0])
             raise LogRefused(f"{self._log.path}: time is a number in row {row}: say in which unit (--time-unit)")
         us = times if unit is None else np.where(are_numbers, times * _US_OF[unit], times)
         check.leave_out(~((us >= window.from_us) & (us < window.to_us)))
-
-
-class _Check:
-    """Which rows of a block are kept; a row is rejected once, under its first reason."""
-
-    def __init__(self, report: ImportReport, rows: Int64Array) -> None:
-        self.rows = rows
-        self.kept: BoolArray = np.ones(len(rows), dtype=np.bool_)
-        self._report = report
-
-    def refuse(self, reason: str, wrong: BoolArray) -> None:
-        """Reject rows, bool [n]."""
-        wrong = wrong & self.kept
-        if wrong.any():
-            self._report.reject(reason, self.rows[wrong].tolist())
-            self.kept &= ~wrong
-
-    def leave_out(self, outside: BoolArray) -> None:
-        """Filter rows, bool [n]; they are not rejected."""
-        outside = outside & self.kept
-        self._report.n_filtered += int(np.count_nonzero(outside))
-        self.kept &= ~outside
-
-    def number(self, name: str, column: pa.Array) -> Float64Array:
-        """Return float64 [n]; rows without a number are rejected, and hold 1."""
-        self.refuse(f"{name}: missing", _nulls(column))
-        try:
-            values: Float64Array = column.cast(pa.float64()).fill_null(1.0).to_numpy(zero_copy_only=False)
-        except pa.ArrowInvalid:
-            parsed = [_number(text) for text in column.to_pylist()]
-            self.refuse(f"{name}: not a number", np.array([value is None for value in parsed]))
-            values = np.array([1.0 if value is None else value for value in parsed])
-        return values
-
-    def time(self, column: pa.Array) -> tuple[Float64Array, BoolArray]:
-        """Return float64 [n], and bool [n]: whether it is a number of any unit, or microseconds of an ISO time.
-
-        Rows without a time are rejected.
-        """
-        self.refuse("time: missing", _nulls(column))
-        for kind in (pa.float64(), pa.timestamp("us"), pa.timestamp("us", tz="UTC")):
-            try:
-                cast = column.cast(kind)
-            except pa.ArrowInvalid:
-                continue
-            is_number = kind == pa.float64()
-            times = cast if is_number else cast.cast(pa.int64())
-            known: Float64Array = times.fill_null(0).to_numpy(zero_copy_only=False).astype(np.float64)
-            return known, np.full(len(known), is_number)
-        texts = column.to_pylist()
-        parsed = [_unix_us(text) for text in texts]
-        self.refuse("time: not a time", np.array([value is None for value in parsed]))
-        are_numbers = np.array([_number(text) is not None for text in texts])
-        return np.array([0.0 if value is None else value for value in parsed]), are_numbers
-
-
-def _nulls(column: pa.Array) -> BoolArray:
-    nulls: BoolArray = column.is_null().to_numpy(zero_copy_only=False)
-    return nulls
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
-
-
-def _unix_us(text: str | None) -> float | None:
-    number = _number(text)
-    if text is None or number is not None:
-        return number
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1e6

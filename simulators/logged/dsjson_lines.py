@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import msgspec
 import numpy as np
 
 from bandit.support import Float64Array
-from simulators.logged.batches import Int64Array
 from simulators.logged.import_report import ImportReport, LogRefused
 from simulators.logged.time_window import TimeWindow
 
@@ -72,27 +71,39 @@ class LoggedChoice:
 
     Attributes:
         reward: Better is up.
-        actions: int64 [K], positions in `_multi`, ascending: an order that says nothing of what was drawn.
+        actions: K positions in `_multi`, ascending: an order that says nothing of what was drawn.
         pmf: float64 [K], their logged probabilities.
         shown: Which of the K was shown.
+        is_whole: Whether the logged pmf names all that could be drawn.
         target_propensity: What the line says of the target policy, None when it says nothing.
     """
 
     reward: float
-    actions: Int64Array
+    actions: Sequence[int]
     pmf: Float64Array
     shown: int
+    is_whole: bool
     target_propensity: float | None
+
+    @classmethod
+    def of(
+        cls, cost: float, actions: Sequence[int], pmf: Sequence[float], *, target_propensity: float | None = None
+    ) -> LoggedChoice:
+        """Build it from what a line has: the shown action first."""
+        order = sorted(range(len(actions)), key=actions.__getitem__)
+        return cls(
+            reward=0.0 - cost,
+            actions=[actions[place] for place in order],
+            pmf=np.array([pmf[place] for place in order], dtype=np.float64),
+            shown=order.index(0),
+            is_whole=abs(sum(pmf) - 1.0) <= _SUM_TOLERANCE,
+            target_propensity=target_propensity,
+        )
 
     @property
     def propensity(self) -> float:
         """Return the logged probability of what was shown."""
         return float(self.pmf[self.shown])
-
-    @property
-    def is_whole(self) -> bool:
-        """Return whether the logged pmf names all that could be drawn."""
-        return abs(float(self.pmf.sum()) - 1.0) <= _SUM_TOLERANCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,69 +208,63 @@ def _parse(raw: bytes) -> LoggedLine:
 
 def _single(line: _Line, n: int) -> LoggedChoice:
     # VW counts the actions of `a` from 1.
-    choice = _choice(line.cost, [action - 1 for action in line.actions], line.pmf, n, names=("a", "p"))
+    actions = [action - 1 for action in line.actions]
+    cost = _checked(line.cost, actions, line.pmf, n, names=("a", "p"))
     if line.probability is None:
         raise RejectedLine("_label_probability: missing")
     _check_propensity("_label_probability", line.probability)
-    if abs(line.probability - choice.propensity) > _SAME:
+    if abs(line.probability - line.pmf[0]) > _SAME:
         raise RejectedLine("_label_probability: must be the first of p")
-    if line.label_index is not None and line.label_index != choice.actions[choice.shown]:
+    if line.label_index is not None and line.label_index != actions[0]:
         raise RejectedLine("_labelIndex: must be the first of a")
-    return replace(choice, target_propensity=line.target_propensity)
+    return LoggedChoice.of(cost, actions, line.pmf, target_propensity=line.target_propensity)
 
 
 def _slate(outcomes: Sequence[_SlotLine], n: int) -> list[LoggedChoice]:
     if not outcomes:
         raise RejectedLine("_outcomes: missing")
     slots: list[LoggedChoice] = []
-    shown: list[int] = []
+    shown: set[int] = set()
     for outcome in outcomes:
         actions = outcome.actions if isinstance(outcome.actions, list) else [outcome.actions]
         pmf = outcome.pmf if isinstance(outcome.pmf, list) else [outcome.pmf]
-        choice = _choice(outcome.cost, actions, pmf, n, names=("_a", "_p"))
+        cost = _checked(outcome.cost, actions, pmf, n, names=("_a", "_p"))
         if actions[0] in shown:
             raise RejectedLine("_a: an action is shown twice")
-        # Some writers go on listing what is shown above, with probability 0.
-        left = ~np.isin(choice.actions, shown)
-        if choice.pmf[~left].any():
+        if any(probability and action in shown for action, probability in zip(actions, pmf, strict=True)):
             raise RejectedLine("_a: an action that is shown above could be drawn")
+        # Some writers go on listing what is shown above, with probability 0.
+        left = [place for place, action in enumerate(actions) if action not in shown]
         slots.append(
-            replace(
-                choice,
-                actions=choice.actions[left],
-                pmf=choice.pmf[left],
-                shown=int(np.count_nonzero(left[: choice.shown])),
+            LoggedChoice.of(
+                cost,
+                [actions[place] for place in left],
+                [pmf[place] for place in left],
                 target_propensity=outcome.target_propensity,
             )
         )
-        shown.append(actions[0])
+        shown.add(actions[0])
     return slots
 
 
-def _choice(
+def _checked(
     cost: float | None, actions: Sequence[int], pmf: Sequence[float], n: int, *, names: tuple[str, str]
-) -> LoggedChoice:
+) -> float:
+    """Return the cost of a slot that can be used."""
     if cost is None:
         raise RejectedLine("_label_cost: missing")
     if not actions or not pmf:
         raise RejectedLine(f"{names[1] if actions else names[0]}: missing")
     if len(actions) != len(pmf):
         raise RejectedLine(f"{names[1]}: must be as long as {names[0]}")
-    if not all(0 <= action < n for action in actions) or len(set(actions)) < len(actions):
+    if min(actions) < 0 or max(actions) >= n or len(set(actions)) < len(actions):
         raise RejectedLine(f"{names[0]}: action outside the set")
-    for probability in pmf:
-        # What was not shown may have probability 0.
-        if not 0.0 <= probability <= 1.0:
-            raise RejectedLine(f"{names[1]}: " + ("above 1" if probability > 1.0 else "below 0"))
+    # What was not shown may have probability 0. JSON has no NaN.
+    if min(pmf) < 0.0 or max(pmf) > 1.0:
+        wrong = next(probability for probability in pmf if not 0.0 <= probability <= 1.0)
+        raise RejectedLine(f"{names[1]}: " + ("above 1" if wrong > 1.0 else "below 0"))
     _check_propensity(names[1], pmf[0])
-    order = np.argsort(actions)
-    return LoggedChoice(
-        reward=0.0 - cost,
-        actions=np.array(actions, dtype=np.int64)[order],
-        pmf=np.array(pmf, dtype=np.float64)[order],
-        shown=int(np.flatnonzero(order == 0)[0]),
-        target_propensity=None,
-    )
+    return cost
 
 
 def _check_propensity(name: str, propensity: float) -> None:

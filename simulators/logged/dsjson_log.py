@@ -143,13 +143,11 @@ class DsjsonLog:
         if not choice.is_whole:
             raise RejectedLine("p: must sum to 1 for a target policy that follows from it")
         pmf = choice.pmf
-        uniform = np.full(len(pmf), 1.0 / len(pmf))
         if self.target == "uniform":
-            return uniform
+            return np.full(len(pmf), 1.0 / len(pmf))
         best = pmf == pmf.max()
-        greedy = best / np.count_nonzero(best)
         rate = self.rate if self.target == "epsilon" else 0.0
-        mixed: Float64Array = (1.0 - rate) * greedy + rate * uniform
+        mixed: Float64Array = best * ((1.0 - rate) / np.count_nonzero(best)) + rate / len(pmf)
         return mixed
 
 

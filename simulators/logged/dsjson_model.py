@@ -51,7 +51,7 @@ def slot_lines(line: LoggedLine) -> list[SlotLine]:
         RejectedLine: what a slot could hold is not known, or its features cannot be told from those of the context.
     """
     if not line.is_slate:
-        return [SlotLine(line.raw.decode(), line.slots[0].actions)]
+        return [SlotLine(line.raw.decode(), np.array(line.slots[0].actions))]
     context = _whole_decoder.decode(line.raw).context
     own = _slots_decoder.decode(context["_slots"]) if "_slots" in context else [{}] * len(line.slots)
     if len(own) != len(line.slots):
@@ -77,7 +77,7 @@ def _slot_line(line: LoggedLine, choice: LoggedChoice, shared: Named, features: 
         "_labelIndex": choice.shown,
         "a": [action + 1 for action in order],
         "p": choice.pmf[order].tolist(),
-        "c": {**shared, **own, "_multi": [line.multi[action] for action in choice.actions.tolist()]},
+        "c": {**shared, **own, "_multi": [line.multi[action] for action in choice.actions]},
     }
     return SlotLine(msgspec.json.encode(single).decode(), np.arange(n))
 

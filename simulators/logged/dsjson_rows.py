@@ -65,6 +65,8 @@ def max_weight(targets: Float64Array, choice: LoggedChoice) -> float:
     """
     if not choice.is_whole:
         return math.inf
+    if choice.pmf.min() > 0.0:
+        return float((targets / choice.pmf).max())
     drawable = choice.pmf > 0.0
     return float((targets[drawable] / choice.pmf[drawable]).max())
 
@@ -88,15 +90,17 @@ def batch_of(
         are_independent: whether lines can be taken for independent.
         embedding_weights: of each line, see `LoggedBatch`; None without embeddings.
     """
-    n = len(lines)
+    n, lengths = len(lines), [len(slots) for slots in lines]
     columns = np.zeros((len(SlotRow._fields), n, n_slots))
     columns[1:3] = 1.0
-    for row, slots in enumerate(lines):
-        columns[:, row, : len(slots)] = np.array(slots).T
-        scores, expected = columns[5:, row, : len(slots)]
-        columns[5:, row, : len(slots)] = values_to_go(scores, expected, position_weights[: len(slots)])
+    # bool [n, S]: which slots a line has, in the order in which they follow each other.
+    held = np.arange(n_slots) < np.array(lengths)[:, None]
+    columns[:, held] = np.array([slot for slots in lines for slot in slots]).T
     rewards, propensities, targets, n_feasible, largest, logged, expected = columns
     has_model = not np.isnan(logged).any()
+    for row, length in enumerate(lengths if has_model else ()):
+        both = columns[5:, row, :length]
+        both[:] = values_to_go(both[0], both[1], position_weights[:length])
     return LoggedBatch(
         rewards=rewards,
         propensities=propensities,

@@ -65,7 +65,7 @@ def alike_in_line(choice: LoggedChoice, multi: Sequence[msgspec.Raw], *, path: s
     Raises:
         RejectedLine: an action has none.
     """
-    found = [_embedding(multi[action], path) for action in choice.actions.tolist()]
+    found = [_embedding(multi[action], path) for action in choice.actions]
     return np.array([one == found[choice.shown] for one in found])
 
 

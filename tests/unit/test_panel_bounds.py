@@ -72,7 +72,7 @@ def test_a_floor_that_the_log_belies_refuses_it_by_row(tmp_path: Path) -> None:
 
 def test_the_largest_weight_is_over_what_could_be_drawn_and_not_what_was() -> None:
     def logged(*pmf: float) -> LoggedChoice:
-        return LoggedChoice(1.0, np.arange(len(pmf)), np.array(pmf), 0, None)
+        return LoggedChoice.of(1.0, range(len(pmf)), pmf)
 
     assert max_weight(np.array([0.0, 0.0, 1.0]), logged(0.5, 0.3, 0.2)) == pytest.approx(5.0)
     assert max_weight(np.array([0.5, 0.0, 0.5]), logged(0.5, 0.5, 0.0)) == 1.0

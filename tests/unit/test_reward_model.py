@@ -72,7 +72,7 @@ def test_a_model_that_learns_on_the_way_makes_estimates_narrower_and_not_wrong(t
 @pytest.mark.long
 @pytest.mark.timeout(1_800)
 def test_long_intervals_of_a_model_that_learns_on_the_way_cover_in_93_to_97_percent(tmp_path: Path) -> None:
-    """400 logs of 1,000 rows, with their binomial noise at 1e-4 on top of the promise; refused logs show no interval."""
+    """400 logs of 1,000 rows, with their binomial noise at 1e-4 on top of the promise; refused logs do not count."""
     n_runs = 0
     covered = dict.fromkeys(("ips", "dr", "sndr", "dm"), 0)
     for run in range(400):
