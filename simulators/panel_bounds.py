@@ -56,8 +56,9 @@ class BoundSums:
         self.terms += Moments.of(weights * rewards)
         largest = math.inf if batch.max_weights is None else float(batch.max_weights.max())
         self.max_weight = max(self.max_weight, largest)
-        self.n_yes += int(np.count_nonzero(rewards == 1.0))
-        self.are_counts &= bool(np.isin(rewards, (0.0, 1.0)).all())
+        n_yes, n_no = (int(np.count_nonzero(rewards == answer)) for answer in (1.0, 0.0))
+        self.n_yes += n_yes
+        self.are_counts &= n_yes + n_no == len(rewards)
         self.are_independent &= batch.are_independent
 
     def intervals(self) -> dict[str, Interval]:

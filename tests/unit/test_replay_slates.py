@@ -198,13 +198,16 @@ def test_single_actions_and_slates_of_one_file_are_replayed_together(tmp_path: P
 def test_what_was_shown_does_not_decide_a_tie(tmp_path: Path) -> None:
     """Nothing is known and two of four are on the shortlist: the same two, whatever stands first in the line.
 
-    A tie in the order of the line would give what was shown twice its share: mean weight 2 in place of 1.
+    The negative control breaks ties in the order of the line, which gives what was shown its half every time.
     """
     path = write(tmp_path / "log", *draw_slates(1_000, seed=12))
     result = run(path, exploration='{"kind": "softmax", "shortlist": 2, "temperature": 1.0, "uniform_share": 0.0}')
     assert {line.name: line.refusal for line in result.evaluation.lines}["one_slot"] is None
     one_slot = next(line for line in result.evaluation.lines if line.name == "one_slot")
-    assert one_slot.support.mean_weight == pytest.approx(1.0, abs=4.0 * one_slot.support.mean_weight_se)
+    within = pytest.approx(1.0, abs=4.0 * one_slot.support.mean_weight_se)
+    assert one_slot.support.mean_weight == within
+    lines = read_lines(path, ImportReport(), any_order=True, window=ALL_TIME)
+    assert np.mean([0.5 / line.slots[1].propensity for _, line in lines]) != within
 
 
 def test_lines_of_which_a_slot_is_not_known_are_counted(tmp_path: Path) -> None:
