@@ -85,8 +85,8 @@ class BoundSums:
         """Yield why a bound is left out that somebody may look for."""
         if self.are_actions and not self.are_independent:
             yield (
-                "empirical Bernstein and Clopper-Pearson are left out: rows of one user, and of a policy that learns, "
-                "depend on each other"
+                "empirical Bernstein and Clopper-Pearson are left out: rows of one user, and of a policy that learns "
+                "or changes, depend on each other"
             )
         elif self.are_actions and not math.isfinite(self.max_weight):
             yield (

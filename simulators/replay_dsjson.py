@@ -72,6 +72,7 @@ class DsjsonReplay:
         """
         held: list[list[SlotRow]] = []
         errors: list[float] = []
+        model_ids: set[str] = set()
         first = 0
 
         def batch() -> ReplayedBatch:
@@ -80,7 +81,7 @@ class DsjsonReplay:
                 n_slots=n_slots,
                 first=first,
                 position_weights=position_weights,
-                are_independent=not self._learns,
+                are_independent=not self._learns and len(model_ids) == 1,
             )
             return ReplayedBatch(rows, np.array(errors))
 
@@ -91,6 +92,8 @@ class DsjsonReplay:
             except RejectedLine as error:
                 report.reject(str(error), [row])
                 continue
+            if len(model_ids) < 2:
+                model_ids.add(line.model_id)
             if len(held) == _ROWS_AT_ONCE:
                 yield batch()
                 first, held, errors = first + len(held), [], []

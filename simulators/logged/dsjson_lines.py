@@ -37,6 +37,10 @@ class _SlotLine(msgspec.Struct, frozen=True):
     target_propensity: float | None = None
 
 
+class _State(msgspec.Struct, frozen=True):
+    model_id: str = msgspec.field(name="m", default="")
+
+
 class _Line(msgspec.Struct, frozen=True):
     context: _Context = msgspec.field(name="c")
     version: str = msgspec.field(name="Version", default="1")
@@ -50,6 +54,7 @@ class _Line(msgspec.Struct, frozen=True):
     outcomes: list[_SlotLine] | None = msgspec.field(name="_outcomes", default=None)
     dropped: float = msgspec.field(name="pdrop", default=0.0)
     is_deferred: bool = msgspec.field(name="_skipLearn", default=False)
+    state: _State = msgspec.field(name="VWState", default=_State())
     target_propensity: float | None = None
 
 
@@ -116,6 +121,7 @@ class LoggedLine:
         slots: At least one, over the actions that earlier slots have left.
         is_slate: Whether it is a line of CCB, be it of one slot.
         multi: The actions, encoded.
+        model_id: Of the model that decided, may be empty.
         raw: The line itself.
     """
 
@@ -124,6 +130,7 @@ class LoggedLine:
     slots: Sequence[LoggedChoice]
     is_slate: bool
     multi: Sequence[msgspec.Raw]
+    model_id: str
     raw: bytes
 
 
@@ -203,7 +210,15 @@ def _parse(raw: bytes) -> LoggedLine:
         raise RejectedLine("_skipLearn: the decision was not shown")
     multi = line.context.actions
     slots = [_single(line, len(multi))] if line.outcomes is None else _slate(line.outcomes, len(multi))
-    return LoggedLine(line.event_id, line.timestamp, slots, line.outcomes is not None, multi, raw)
+    return LoggedLine(
+        event_id=line.event_id,
+        timestamp=line.timestamp,
+        slots=slots,
+        is_slate=line.outcomes is not None,
+        multi=multi,
+        model_id=line.state.model_id,
+        raw=raw,
+    )
 
 
 def _single(line: _Line, n: int) -> LoggedChoice:

@@ -80,6 +80,8 @@ class DsjsonLog:
         weights[: len(self.position_weights)] = self.position_weights
         held: list[list[SlotRow]] = []
         alike: list[float] = []
+        # More than one model is a policy that changed, as one does that learns.
+        model_ids: set[str] = set()
         first = 0
 
         def batch() -> LoggedBatch:
@@ -88,7 +90,7 @@ class DsjsonLog:
                 n_slots=n_slots,
                 first=first,
                 position_weights=weights,
-                are_independent=True,
+                are_independent=len(model_ids) == 1,
                 embedding_weights=alike if self.embedding else None,
             )
 
@@ -100,6 +102,8 @@ class DsjsonLog:
                 report.reject(str(error), [row])
                 continue
             alike.append(weight)
+            if len(model_ids) < 2:
+                model_ids.add(line.model_id)
             if len(held) == _ROWS_AT_ONCE:
                 yield batch()
                 first, held, alike = first + len(held), [], []

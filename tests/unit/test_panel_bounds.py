@@ -97,6 +97,9 @@ def test_a_dsjson_log_says_itself_how_large_a_weight_may_be(tmp_path: Path) -> N
     line = found.lines[0]
     assert line.name == "ips"
     assert bound.lower < line.interval.lower < line.value < line.interval.upper < bound.upper
+    lines[1_999]["VWState"] = {"m": "another"}
+    changed = evaluate_log(DsjsonLog(write_dsjson(tmp_path / "log", *lines), "uniform"))
+    assert not {AT_THIS_LOOK, OF_THE_LOG} & changed.bounds.keys()
     n, log_term = 2_000, np.log(80.0)
     assert bound.upper - line.value > 7.0 * (5.0 / 3.0) * log_term / (3.0 * (n - 1))
     assert bound.upper - line.value < 7.0 * (5.0 / 3.0) * log_term / (3.0 * (n - 1)) + np.sqrt(2 * log_term / n)
