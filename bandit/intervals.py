@@ -45,6 +45,52 @@ class Interval:
     note: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Of the terms of a mean; those of parts of a log add up to those of the whole.
+
+    Attributes:
+        n: Terms.
+        mean: Of them.
+        square_sum: Sum of the squares of their differences from the mean.
+        lowest: The smallest.
+        highest: The largest.
+    """
+
+    n: int = 0
+    mean: float = 0.0
+    square_sum: float = 0.0
+    lowest: float = math.inf
+    highest: float = -math.inf
+
+    @classmethod
+    def of(cls, terms: Float64Array) -> Moments:
+        """Sum up float64 [n] terms."""
+        if not len(terms):
+            return cls()
+        mean = float(terms.mean())
+        return cls(len(terms), mean, float(((terms - mean) ** 2).sum()), float(terms.min()), float(terms.max()))
+
+    def __add__(self, other: Moments) -> Moments:
+        n = self.n + other.n
+        if not n:
+            return self
+        # Differences of means, not of sums of squares: those of a long log agree in most of their digits.
+        apart = other.mean - self.mean
+        return Moments(
+            n=n,
+            mean=self.mean + apart * other.n / n,
+            square_sum=self.square_sum + other.square_sum + apart**2 * self.n * other.n / n,
+            lowest=min(self.lowest, other.lowest),
+            highest=max(self.highest, other.highest),
+        )
+
+    @property
+    def variance(self) -> float:
+        """Return the sample variance, of at least two terms."""
+        return self.square_sum / (self.n - 1)
+
+
 def cluster_sums(estimate: Estimate, *, clusters: npt.NDArray[np.int64], n_clusters: int) -> Float64Array:
     """Return float64 [n_clusters, columns]: the estimate's columns summed by cluster.
 
@@ -123,19 +169,37 @@ def empirical_bernstein(
     Raises:
         ValueError: the estimate is a ratio, has fewer than two rows, or a term outside the range.
     """
-    terms, n = estimate.terms, len(estimate.terms)
-    low, high = term_range
     if estimate.ratios:
         raise ValueError(f"empirical Bernstein needs a mean of independent terms, got the ratio {estimate.name}")
+    moments = Moments.of(estimate.terms)
+    return bernstein_of_moments(moments, term_range=term_range, value_range=value_range, confidence=confidence)
+
+
+def bernstein_of_moments(
+    moments: Moments,
+    *,
+    term_range: tuple[float, float],
+    value_range: tuple[float, float] = (0.0, 1.0),
+    confidence: float = 0.95,
+) -> Interval:
+    """Return what `empirical_bernstein` does, of terms that were summed up part by part.
+
+    Terms need not be of one distribution: the interval is around the mean of their expectations.
+
+    Raises:
+        ValueError: there are fewer than two terms, or one is outside the range.
+    """
+    (low, high), n = term_range, moments.n
     if n < 2:
         raise ValueError(f"empirical Bernstein needs at least 2 rows, got {n}")
     # A propensity of exactly the floor may give a weight one rounding above its bound.
     slack = 1e-9 * (high - low)
-    if terms.min() < low - slack or terms.max() > high + slack:
-        raise ValueError(f"terms must be in [{low}, {high}], got {terms.min()} to {terms.max()}: the floor is wrong")
+    if moments.lowest < low - slack or moments.highest > high + slack:
+        got = f"{moments.lowest} to {moments.highest}"
+        raise ValueError(f"terms must be in [{low}, {high}], got {got}: the floor is wrong")
     log_term = math.log(4.0 / (1.0 - confidence))
-    margin = math.sqrt(2.0 * float(terms.var(ddof=1)) * log_term / n) + 7.0 * (high - low) * log_term / (3.0 * (n - 1))
-    lower, upper = max(value_range[0], estimate.value - margin), min(value_range[1], estimate.value + margin)
+    margin = math.sqrt(2.0 * moments.variance * log_term / n) + 7.0 * (high - low) * log_term / (3.0 * (n - 1))
+    lower, upper = max(value_range[0], moments.mean - margin), min(value_range[1], moments.mean + margin)
     note = ""
     if lower <= value_range[0] and upper >= value_range[1]:
         note = f"vacuous: terms may span {high - low:,.0f}, too wide for {n:,} rows"
@@ -151,10 +215,14 @@ def clopper_pearson(estimate: Estimate, *, confidence: float = 0.95) -> Interval
     Raises:
         ValueError: the terms are not all 0 or 1, or the estimate is a ratio.
     """
-    terms, n = estimate.terms, len(estimate.terms)
+    terms = estimate.terms
     if estimate.ratios or not np.isin(terms, (0.0, 1.0)).all():
         raise ValueError(f"Clopper-Pearson needs terms of 0 and 1 with weight 1, got those of {estimate.name}")
-    n_yes = int(terms.sum())
+    return clopper_pearson_of_counts(int(terms.sum()), len(terms), confidence=confidence)
+
+
+def clopper_pearson_of_counts(n_yes: int, n: int, *, confidence: float = 0.95) -> Interval:
+    """Return what `clopper_pearson` does, of rows that were counted."""
     tail = (1.0 - confidence) / 2.0
     lower = float(betaincinv(n_yes, n - n_yes + 1, tail)) if n_yes else 0.0
     upper = float(betaincinv(n_yes + 1, n - n_yes, 1.0 - tail)) if n_yes < n else 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 
 from retrieval.items import Item
 from service.journal_reader import entry_order
@@ -15,6 +16,14 @@ class ItemHistory:
     def __init__(self) -> None:
         self._positions: dict[str, list[tuple[int, int]]] = {}
         self._versions: dict[str, list[Item | None]] = {}
+
+    @classmethod
+    def unchanging(cls, items: Iterable[Item]) -> ItemHistory:
+        """Return the history of items that were there from the beginning, as they are."""
+        history = cls()
+        for item in items:
+            history.add("0-0", ItemUpsert(item=item))
+        return history
 
     def add(self, entry_id: str, change: ItemChange) -> None:
         """Remember a change as of its position."""

@@ -75,6 +75,7 @@ class CandidateFeatures:
         self._table = ItemFeatureTable(schema)
         # An item object is one version of an item, kept alive by the history.
         self._rows: dict[int, int] = {}
+        self._named: dict[int, dict[str, float]] = {}
 
     def shared(self, decision: Decision) -> dict[str, Encoded]:
         """Return what the decision was scored with: the position is the reference."""
@@ -96,12 +97,32 @@ class CandidateFeatures:
             columns[name] = np.frombuffer(packed, dtype=np.dtype(dtype))
         return {"item": self._table.take(rows), "dynamic": encode_dynamic(self.schema, columns, len(rows))}
 
+    def find_other(self, decision: Decision) -> str:
+        """Return a shown item that was served with other features than the history gives it, empty when there is none.
+
+        Features of another schema are not compared.
+        """
+        if decision.versions.schema != self.schema.version:
+            return ""
+        for slot in decision.slots:
+            item = self._items.item(slot.item_id, decision.versions.catalogue)
+            served = slot.features.get("item")
+            if item is not None and served is not None and self._features_of(item) != served:
+                return slot.item_id
+        return ""
+
     def _row(self, item: Item) -> int:
         row = self._rows.get(id(item))
         if row is None:
             row = self._rows[id(item)] = len(self._rows)
-            self._table.put(row, self.schema.named("item", item_record(item)))
+            self._table.put(row, self._features_of(item))
         return row
+
+    def _features_of(self, item: Item) -> dict[str, float]:
+        found = self._named.get(id(item))
+        if found is None:
+            found = self._named[id(item)] = self.schema.named("item", item_record(item))
+        return found
 
 
 def score_decisions(

@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from bandit.exploration import Exploration
 from bandit.rules import Rule
+from retrieval.items import Item
 from service.messages import ModelSnapshot
 from service.processes import spare_the_garbage_collector
 from service.wire import EventBody, RecommendRequest
@@ -34,6 +35,7 @@ _MEMORY = Path("/dev/shm")  # noqa: S108 - the folder in it is made by tempfile
 OnOutcome = Callable[[Visit, Sequence[int], Response], None]
 OnProgress = Callable[[int], None]
 OnModel = Callable[[ModelSnapshot], None]
+OnItems = Callable[[Sequence[Item]], None]
 
 
 def run_loop(
@@ -51,6 +53,7 @@ def run_loop(
     on_outcome: OnOutcome | None = None,
     on_progress: OnProgress | None = None,
     on_model: OnModel | None = None,
+    on_items: OnItems | None = None,
 ) -> LoopRun:
     """Let users of a world use a service for a number of decisions, and return what came of it.
 
@@ -68,6 +71,7 @@ def run_loop(
         on_outcome: Told of every decision: who came, which items were shown, what came of it.
         on_progress: Told of the number of decisions so far, now and then.
         on_model: Told of the model in the end, to be served `frozen` elsewhere.
+        on_items: Told of items when they are put, each once; they do not change.
 
     Raises:
         ValueError: a parameter is out of range.
@@ -97,6 +101,7 @@ def run_loop(
             on_outcome=on_outcome,
             on_progress=on_progress,
             on_model=on_model,
+            on_items=on_items,
         )
         try:
             return uvloop.run(loop.run(n_decisions))
@@ -197,6 +202,7 @@ class _Loop:
         on_outcome: OnOutcome | None,
         on_progress: OnProgress | None,
         on_model: OnModel | None,
+        on_items: OnItems | None,
     ) -> None:
         self._world = world
         self._service = service
@@ -204,6 +210,7 @@ class _Loop:
         self._on_outcome = on_outcome
         self._on_progress = on_progress
         self._on_model = on_model
+        self._on_items = on_items
         self._live = range(0)
         self._ids: dict[int, str] = {}
         self._numbers: dict[str, int] = {}
@@ -288,4 +295,6 @@ class _Loop:
         for number, item in zip(came, items, strict=True):
             self._ids[number], self._numbers[item.id] = item.id, number
         await self._service.put_items(items, deleted=[self._ids[number] for number in sorted(gone)])
+        if self._on_items is not None:
+            self._on_items(items)
         self._live = live

@@ -21,6 +21,7 @@ from simulators.evaluate_sources import (
     Unanswerable,
     build_source,
     parse_position_weights,
+    parse_window,
 )
 from simulators.logged.import_report import LogRefused
 from simulators.logged.open_bandit import OPEN_BANDIT
@@ -32,6 +33,15 @@ class DatasetName(StrEnum):
     """Data sets that can be evaluated."""
 
     OPEN_BANDIT = "open-bandit"
+
+
+class TimeUnitName(StrEnum):
+    """Units of unix time."""
+
+    S = "s"
+    MS = "ms"
+    US = "us"
+    NS = "ns"
 
 
 class CampaignName(StrEnum):
@@ -70,7 +80,21 @@ def evaluate_command(
     target_pmf: Annotated[
         Path | None, typer.Option(help="CSV: file with action, probability and, if wanted, position.")
     ] = None,
+    floor: Annotated[
+        float, typer.Option(help="CSV: lowest propensity that the logging policy could have; 0 for unknown.")
+    ] = 0.0,
+    embedding: Annotated[
+        str, typer.Option(help="MIPS by: a logged column (archive), a path in an action such as A.genre (dsjson).")
+    ] = "",
+    reward_model: Annotated[
+        str, typer.Option(help="DSJSON: VW's arguments of a model that learns on the way, for DM, DR and their kin.")
+    ] = "",
     position_weights: Annotated[str, typer.Option(help="What a reward is worth by slot: 1,0.7,...; else 1.")] = "",
+    start: Annotated[str, typer.Option("--from", help="Only what was logged from this ISO date or time on; UTC.")] = "",
+    end: Annotated[str, typer.Option("--to", help="Only what was logged before this ISO date or time; UTC.")] = "",
+    time_unit: Annotated[
+        TimeUnitName | None, typer.Option(help="CSV: of times that are numbers; --from and --to need it.")
+    ] = None,
     any_order: Annotated[bool, typer.Option("--any-order", help="The log may be out of the order of time.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
 ) -> None:
@@ -93,6 +117,11 @@ def evaluate_command(
             target_pmf=target_pmf,
             surface=surface,
             any_order=any_order,
+            floor=floor,
+            window=parse_window(start, end),
+            embedding=embedding,
+            reward_model=reward_model,
+            time_unit=None if time_unit is None else time_unit.value,
             position_weights=parse_position_weights(position_weights),
         )
         source = build_source(request, settings_of(context).load())

@@ -39,7 +39,7 @@ class LogEvaluation:
         n: Decisions that were used.
         logged_value: Mean reward of the logging policy.
         lines: The panel.
-        bounds: Bounds that hold at every look, by what they are around; of single actions.
+        bounds: Further intervals, by what they are around; of single actions.
         refusal: Why no estimate may be used, None when one may.
     """
 
@@ -80,8 +80,13 @@ class LogEvaluation:
                 f"{support.mean_weight:>9.4f}{support.clipped_share:>9.2%}"
             )
         for what, bound in self.bounds.items():
-            said.append(f"{what}, 95%: {bound.lower:.6g} to {bound.upper:.6g} {bound.note}".rstrip())
+            said.append(bound_text(what, bound))
         return "\n".join(said)
+
+
+def bound_text(what: str, bound: Interval) -> str:
+    """Return a further interval in words."""
+    return f"{what}, 95% by {bound.method}: {bound.lower:.6g} to {bound.upper:.6g} {bound.note}".rstrip()
 
 
 def evaluate_log(log: LogSource, *, position_weights: Float64Array | None = None) -> LogEvaluation:
@@ -118,6 +123,8 @@ def conclude(sums: PanelSums, report: ImportReport, *, unsupported: str) -> LogE
         raise LogRefused(f"no row of the log can be used: {reasons}")
     if "rips" in sums.sums and "iips" not in sums.sums:
         report.note("iips is left out: its marginal probabilities are listed for short slates of few candidates only")
+    for note in sums.bounds.notes():
+        report.note(note)
     lines = sums.lines(refusal=unsupported or None)
     refused = [line.refusal for line in lines]
     refusal = refused[0] if all(refused) else None
@@ -126,6 +133,6 @@ def conclude(sums: PanelSums, report: ImportReport, *, unsupported: str) -> LogE
         n=sums.n,
         logged_value=sums.logged_value,
         lines=lines,
-        bounds={} if refusal else sums.bounds(),
+        bounds={} if refusal else sums.bounds.intervals(),
         refusal=refusal,
     )

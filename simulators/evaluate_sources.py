@@ -16,10 +16,11 @@ from service.export import Selection
 from simulators.counterfactual import TargetPolicy
 from simulators.evaluate_log import LogSource
 from simulators.logged.archive_log import ArchiveLog
-from simulators.logged.csv_log import ColumnMap, CsvLog
+from simulators.logged.csv_log import ColumnMap, CsvLog, TimeUnit
 from simulators.logged.dsjson_log import DsjsonLog, DsjsonTarget
 from simulators.logged.open_bandit import CSV_COLUMNS
 from simulators.logged.pmf_file import ContextFreePmf
+from simulators.logged.time_window import ALL_TIME, TimeWindow
 
 
 class LogFormat(StrEnum):
@@ -81,6 +82,11 @@ class LogRequest:
         target_pmf: File of `pmf`.
         surface: Of an archive's decisions; empty for all.
         any_order: Whether time may fall.
+        floor: Lowest propensity that the logging policy of a CSV log could give; 0 when not known.
+        window: Which part of the log, by time.
+        time_unit: Of CSV times that are numbers; None when not said.
+        embedding: What makes actions alike, for MIPS: a column of an archive, a path in an action of DSJSON.
+        reward_model: VW's arguments of a model that learns a DSJSON log on the way, for model-based estimates.
         position_weights: float64 [any], for the first slots.
     """
 
@@ -93,6 +99,11 @@ class LogRequest:
     target_pmf: Path | None = None
     surface: str = ""
     any_order: bool = False
+    floor: float = 0.0
+    window: TimeWindow = ALL_TIME
+    time_unit: TimeUnit | None = None
+    embedding: str = ""
+    reward_model: str = ""
     position_weights: Float64Array
 
 
@@ -114,6 +125,18 @@ def parse_position_weights(text: str) -> Float64Array:
     return weights
 
 
+def parse_window(start: str, end: str) -> TimeWindow:
+    """Read the options of a time window.
+
+    Raises:
+        Unanswerable: they are no dates, or nothing can be between them.
+    """
+    try:
+        return TimeWindow.parse(start, end)
+    except ValueError as error:
+        raise Unanswerable(str(error)) from error
+
+
 def build_source(request: LogRequest, config: Config) -> LogSource:
     """Return the log with its target policy.
 
@@ -129,18 +152,50 @@ def build_source(request: LogRequest, config: Config) -> LogSource:
         )
     if not 0.0 <= (request.rate or 0.0) <= 1.0:
         raise Unanswerable(f"the rate must be in [0, 1], got {request.rate}")
+    if not 0.0 <= request.floor <= 1.0:
+        raise Unanswerable(f"the floor must be in [0, 1], got {request.floor}")
+    if request.floor and request.log_format not in (LogFormat.CSV, LogFormat.OPEN_BANDIT):
+        raise Unanswerable(f"the floor of {request.log_format.value} follows from the log itself")
+    _check_actions(request)
     if request.log_format is LogFormat.ARCHIVE:
         return ArchiveLog(
             config=config,
             folder=request.path,
-            selection=Selection(surface=request.surface),
+            selection=Selection(surface=request.surface, from_ms=request.window.from_ms, to_ms=request.window.to_ms),
             target=_archive_target(request, config),
             position_weights=request.position_weights,
+            embedding=request.embedding,
         )
     if request.log_format is LogFormat.DSJSON:
         rate = 0.1 if request.rate is None else request.rate
-        return DsjsonLog(request.path, _DSJSON_TARGETS[request.policy], rate=rate, any_order=request.any_order)
+        return DsjsonLog(
+            request.path,
+            _DSJSON_TARGETS[request.policy],
+            rate=rate,
+            any_order=request.any_order,
+            window=request.window,
+            reward_model=request.reward_model.split(),
+            embedding=request.embedding,
+            position_weights=request.position_weights,
+        )
     return _csv(request)
+
+
+def _check_actions(request: LogRequest) -> None:
+    """Refuse what needs more of every action than the log, or the target policy, says."""
+    log_format = request.log_format
+    if request.reward_model and log_format is not LogFormat.DSJSON:
+        where = (
+            "an archive has the scores that served" if log_format is LogFormat.ARCHIVE else "map a column to its word"
+        )
+        raise Unanswerable(f"a reward model learns from the actions of DSJSON, got {log_format.value}: {where}")
+    if request.embedding and log_format not in (LogFormat.ARCHIVE, LogFormat.DSJSON):
+        raise Unanswerable(
+            f"mips needs the probability and the embedding of every action, which {log_format.value} does not have; "
+            "archive and dsjson do"
+        )
+    if (request.embedding or request.reward_model) and request.policy is PolicyName.COLUMN:
+        raise Unanswerable("a column says of the target policy what it does with the shown action alone")
 
 
 def _csv(request: LogRequest) -> CsvLog:
@@ -159,6 +214,9 @@ def _csv(request: LogRequest) -> CsvLog:
         is_uniform=request.policy is PolicyName.UNIFORM,
         n_actions=request.n_actions,
         any_order=request.any_order,
+        floor=request.floor,
+        window=request.window,
+        time_unit=request.time_unit,
     )
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from bandit.confidence_sequence import ConfidenceSequence
 from bandit.estimators import (
     ActionRows,
     Estimate,
@@ -19,6 +18,7 @@ from bandit.estimators import (
     direct_method,
     doubly_robust,
     ips,
+    mips,
     self_normalised_doubly_robust,
     shrunk_doubly_robust,
     snips,
@@ -29,6 +29,7 @@ from bandit.intervals import Interval, cluster_bootstrap, cluster_sums
 from bandit.slate_estimators import SlateRows, cascade_doubly_robust, iips, one_slot_deviation, rips, slate_ips
 from bandit.support import Float64Array, Support, refusal_of
 from simulators.logged.batches import N_CLUSTERS, LoggedBatch
+from simulators.panel_bounds import BoundSums
 
 CLIPS = (10.0, 20.0, 50.0)
 SWITCH_THRESHOLD = 10.0
@@ -84,14 +85,18 @@ def batch_panel(batch: LoggedBatch, *, position_weights: Float64Array) -> dict[s
             model_logged=batch.model_logged,
             model_target=batch.model_target,
         )
-    return action_panel(
+    rewards = batch.rewards[:, 0] * position_weights[0]
+    panel = action_panel(
         ActionRows(
-            batch.rewards[:, 0] * position_weights[0],
+            rewards,
             weights[:, 0] * batch.discovery_weights,
             model_logged=None if batch.model_logged is None else batch.model_logged[:, 0],
             model_target=None if batch.model_target is None else batch.model_target[:, 0],
         )
     )
+    if batch.embedding_weights is not None:
+        panel["mips"] = mips(ActionRows(rewards, batch.embedding_weights * batch.discovery_weights))
+    return panel
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +134,7 @@ class PanelSums:
     Attributes:
         sums: float64 [N_CLUSTERS, columns] each, what `value_of_sums` reads.
         supports: One per slot each.
-        sequences: Bounds that hold at every look, on the value and on the advantage over the log; of single actions
-            whose rewards are in [0, 1].
+        bounds: Of single actions whose rewards are in [0, 1].
         reward_sum: Of the logged rewards, weighted by position: the value of the logging policy is its mean.
         n: Decisions.
         left_out: Estimators that some batches allowed and others did not.
@@ -138,12 +142,7 @@ class PanelSums:
 
     sums: dict[str, Float64Array] = field(default_factory=dict)
     supports: dict[str, tuple[Support, ...]] = field(default_factory=dict)
-    sequences: dict[str, ConfidenceSequence] = field(
-        default_factory=lambda: {
-            "value at any look": ConfidenceSequence(),
-            "advantage over the log at any look": ConfidenceSequence(of_advantage=True),
-        }
-    )
+    bounds: BoundSums = field(default_factory=BoundSums)
     reward_sum: float = 0.0
     n: int = 0
     left_out: set[str] = field(default_factory=set)
@@ -160,7 +159,7 @@ class PanelSums:
         self._take({name: one for name, one in panel.items() if name not in self.left_out}, batch)
         self.n += len(batch)
         self.reward_sum += float((batch.rewards @ position_weights).sum())
-        self._bound(batch, position_weights)
+        self.bounds.add(batch, position_weights=position_weights)
 
     def _take(self, panel: Mapping[str, Estimate], batch: LoggedBatch) -> None:
         for name, estimate in panel.items():
@@ -171,13 +170,6 @@ class PanelSums:
                 self.supports[name] = tuple(before + here for before, here in pairs)
             else:
                 self.sums[name], self.supports[name] = sums, estimate.supports
-
-    def _bound(self, batch: LoggedBatch, position_weights: Float64Array) -> None:
-        rewards = batch.rewards[:, 0] * position_weights[0]
-        if batch.rewards.shape[1] > 1 or rewards.min() < 0.0 or rewards.max() > 1.0:
-            self.sequences.clear()
-        weights = batch.weights[:, 0] * batch.discovery_weights
-        self.sequences = {what: one.plus(weights=weights, rewards=rewards) for what, one in self.sequences.items()}
 
     @classmethod
     def of(cls, batches: Iterable[LoggedBatch], *, position_weights: Float64Array) -> PanelSums:
@@ -206,10 +198,6 @@ class PanelSums:
             )
             for name, reason in used.items()
         )
-
-    def bounds(self) -> dict[str, Interval]:
-        """Return the bounds that hold at every look, by what they are around."""
-        return {what: sequence.interval() for what, sequence in self.sequences.items()}
 
     def _intervals(self) -> dict[str, Interval]:
         intervals = group_intervals(list(self.sums.values()))

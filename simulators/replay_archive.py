@@ -34,7 +34,7 @@ _KEEP_MS = 2 * 86_400_000
 
 
 class NoItemFeatures(ValueError):
-    """A candidate of a decision is not in the history of items, so that no model can score it."""
+    """The history of items cannot describe the candidates of a decision as they were; the message says why."""
 
 
 @dataclass(slots=True)
@@ -104,7 +104,9 @@ class ReplayedPolicy:
         assert self.features is not None
         found = self.features.actions(decision)
         if found is None:
-            raise NoItemFeatures(f"an item is not in the history (decision {decision.event_id})")
+            raise NoItemFeatures("item: not in the history of items, so that no model can score it")
+        if self.features.find_other(decision):
+            raise NoItemFeatures("item: served with other features than the history of items gives it")
         return found
 
     def _score(self, decision: Decision) -> npt.NDArray[np.float32]:
@@ -183,6 +185,7 @@ class ArchiveReplay:
         Raises:
             LogRefused: the archive cannot be read, or the policy cannot be applied to it.
         """
+        self.log.count_filtered(self._report)
         held: list[WeighedDecision] = []
         errors: list[float] = []
         try:
@@ -235,7 +238,7 @@ class ArchiveReplay:
             found = self.log.counterfactual(decision, self._report)
         except LogRefused as error:
             if isinstance(error.__cause__, NoItemFeatures):
-                self._report.reject("item: not in the history of items, so that no model can score it", [event_id])
+                self._report.reject(str(error.__cause__), [event_id])
                 return
             raise
         n_open = sum(slot.reason not in PLACED for slot in decision.slots)

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from service.adapters.archive_files import files_of, reading
 from service.cli.settings import settings_of
-from simulators.evaluate_sources import Unanswerable, parse_position_weights
+from simulators.evaluate_sources import Unanswerable, parse_position_weights, parse_window
 from simulators.logged.import_report import LogRefused
 from simulators.replay import ReplayResult
 from simulators.replay_archive import PUBLISH_EVERY
@@ -46,11 +46,16 @@ def replay_command(
     learn: Annotated[bool, typer.Option("--learn", help="Learn every outcome as it comes.")] = False,
     surface: Annotated[str, typer.Option(help="Of an archive's decisions; all by default.")] = "",
     model: Annotated[str, typer.Option(help="The archive's model; needed to score anew.")] = "",
+    items: Annotated[
+        Path | None, typer.Option(help="NDJSON of an archive's items, to score anew with; else those of the store.")
+    ] = None,
     saved: Annotated[str, typer.Option(help="Go on from: an artefact's id (archive), a model file (dsjson).")] = "",
     publish_every: Annotated[
         int, typer.Option(min=1, help="Outcomes learned between two publications of the weights.")
     ] = PUBLISH_EVERY,
     position_weights: Annotated[str, typer.Option(help="What a reward is worth by slot: 1,0.7,...; else 1.")] = "",
+    start: Annotated[str, typer.Option("--from", help="Only what was logged from this ISO date or time on; UTC.")] = "",
+    end: Annotated[str, typer.Option("--to", help="Only what was logged before this ISO date or time; UTC.")] = "",
     any_order: Annotated[bool, typer.Option("--any-order", help="The log may be out of the order of time.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the report: this HTML file, and JSON beside it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
@@ -68,9 +73,11 @@ def replay_command(
             learn=learn,
             surface=surface,
             model=model,
+            items=items,
             saved=saved,
             publish_every=publish_every,
             any_order=any_order,
+            window=parse_window(start, end),
             position_weights=parse_position_weights(position_weights),
         )
         result = _run(context, request, log_format)

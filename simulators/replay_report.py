@@ -8,6 +8,7 @@ from pathlib import Path
 from plotly.graph_objects import Figure, Scatter
 from plotly.subplots import make_subplots
 
+from simulators.evaluate_log import bound_text
 from simulators.panel import PanelLine
 from simulators.replay import ReplayResult
 
@@ -35,10 +36,7 @@ def write_report(path: Path, result: ReplayResult) -> None:
         "".join(f"<div>{escape(line)}</div>" for line in found.report.lines()),
         "<h2>Value of the replayed policy</h2>",
         _panel(found.lines),
-        "".join(
-            f"<div>{escape(f'{what}, 95%: {bound.lower:.6g} to {bound.upper:.6g} {bound.note}')}</div>"
-            for what, bound in found.bounds.items()
-        ),
+        "".join(f"<div>{escape(bound_text(what, bound))}</div>" for what, bound in found.bounds.items()),
         "<h2>As it went</h2>",
         _curves(result).to_html(include_plotlyjs=True, full_html=False),
     ]

@@ -24,12 +24,16 @@ from service.errors import NotFound
 from service.export import Selection
 from service.item_history import ItemHistory
 from service.model_registry import ArtefactError, ModelRegistry, load_learner
+from service.offline import OfflineError, read_items
 from service.retrain import fetch_item_history
 from service.retrain_scoring import CandidateFeatures
 from simulators.counterfactual import TargetPolicy
 from simulators.evaluate_sources import Unanswerable
 from simulators.logged.archive_log import ArchiveLog
+from simulators.logged.dsjson_lines import count_slots
+from simulators.logged.dsjson_model import LineModel
 from simulators.logged.import_report import ImportReport, LogRefused
+from simulators.logged.time_window import ALL_TIME, TimeWindow
 from simulators.replay import ReplayResult, replay
 from simulators.replay_archive import PUBLISH_EVERY, ArchiveReplay, ReplayedPolicy
 from simulators.replay_dsjson import DsjsonReplay
@@ -51,9 +55,11 @@ class ReplayRequest:
         learn: Whether outcomes are learned.
         surface: Of an archive's decisions; empty for all.
         model: The archive's model; needed to score anew.
+        items: File of an archive's items; None takes those of the store.
         saved: An artefact's id (archive), or a file with a VW model (DSJSON); empty for none.
         publish_every: Outcomes learned between two publications.
         any_order: Whether time may fall.
+        window: Which part of the log, by time.
         position_weights: float64 [any], for the first slots.
     """
 
@@ -64,9 +70,11 @@ class ReplayRequest:
     learn: bool = False
     surface: str = ""
     model: str = ""
+    items: Path | None = None
     saved: str = ""
     publish_every: int = PUBLISH_EVERY
     any_order: bool = False
+    window: TimeWindow = ALL_TIME
     position_weights: Float64Array
 
     def settings(self) -> dict[str, Any]:
@@ -77,7 +85,10 @@ class ReplayRequest:
             "rules": self.rules or "as logged",
             "VW arguments": self.vw or "none",
             "learns": self.learn,
+            "items": "of the store" if self.items is None else str(self.items),
             "saved model": self.saved or "none",
+            "from": "" if self.window.start is None else self.window.start.isoformat(),
+            "to": "" if self.window.end is None else self.window.end.isoformat(),
         }
 
 
@@ -90,6 +101,8 @@ def replay_dsjson(request: ReplayRequest, *, advance: Callable[[int], None]) -> 
     """
     if request.rules:
         raise Unanswerable("a DSJSON log has no rules")
+    if request.items is not None:
+        raise Unanswerable("a DSJSON log describes its actions itself: leave the items out")
     arguments = (request.vw or "--cb_adf --cb_type mtr").split()
     try:
         model = Path(request.saved).read_bytes() if request.saved else None
@@ -97,16 +110,23 @@ def replay_dsjson(request: ReplayRequest, *, advance: Callable[[int], None]) -> 
         raise LogRefused(str(error)) from error
     run = DsjsonReplay(
         request.path,
-        arguments=[*arguments, "--quiet"],
-        model=model,
+        model=LineModel(arguments, model=model),
         exploration=_exploration(request) or Epsilon(),
         learns=request.learn,
+        knows=request.learn or model is not None,
         any_order=request.any_order,
+        window=request.window,
         advance=advance,
     )
     report = ImportReport()
-    weights = request.position_weights if len(request.position_weights) else np.ones(1)
-    return replay(run.batches(report), report, position_weights=weights[:1], settings=request.settings())
+    n_slots = count_slots(request.path)
+    weights = _padded(request.position_weights, n_slots)
+    return replay(
+        run.batches(report, n_slots=n_slots, position_weights=weights),
+        report,
+        position_weights=weights,
+        settings=request.settings(),
+    )
 
 
 def replay_archive(request: ReplayRequest, config: Config, *, advance: Callable[[int], None]) -> ReplayResult:
@@ -116,13 +136,14 @@ def replay_archive(request: ReplayRequest, config: Config, *, advance: Callable[
         Unanswerable: options do not go together.
         LogRefused: the archive cannot be read, or the artefact cannot be used.
     """
-    if request.learn or request.saved or request.vw:
-        with running_store(config) as url:
-            policy = build_policy(
-                request, config, items=fetch_item_history(url), learner=_saved_learner(request, config, url)
-            )
-    else:
+    if not (request.learn or request.saved or request.vw):
         policy = build_policy(request, config, items=None, learner=None)
+    elif request.items is not None and not request.saved:
+        policy = build_policy(request, config, items=_items_of(request.items), learner=None)
+    else:
+        with running_store(config) as url:
+            items = fetch_item_history(url) if request.items is None else _items_of(request.items)
+            policy = build_policy(request, config, items=items, learner=_saved_learner(request, config, url))
     return run_archive(request, config, policy, advance=advance)
 
 
@@ -134,12 +155,11 @@ def run_archive(
     Raises:
         LogRefused: the archive cannot be read.
     """
-    selection = Selection(surface=request.surface, model=request.model)
+    window = request.window
+    selection = Selection(surface=request.surface, model=request.model, from_ms=window.from_ms, to_ms=window.to_ms)
     log = ArchiveLog(config=config, folder=request.path, selection=selection, target=policy.target)
     n_slots = log.count_slots()
-    weights = np.ones(n_slots)
-    given = request.position_weights[:n_slots]
-    weights[: len(given)] = given
+    weights = _padded(request.position_weights, n_slots)
     report = ImportReport()
     run = ArchiveReplay(log, policy, report, advance=advance)
     return replay(
@@ -191,6 +211,13 @@ def build_policy(
     )
 
 
+def _items_of(path: Path) -> ItemHistory:
+    try:
+        return ItemHistory.unchanging(read_items(path))
+    except OfflineError as error:
+        raise LogRefused(str(error)) from error
+
+
 def _explorer(request: ReplayRequest, config: Config) -> Explorer:
     model = config.models.get(request.model)
     if model is None:
@@ -225,6 +252,13 @@ def _saved_learner(request: ReplayRequest, config: Config, url: str) -> Learner 
         return asyncio.run(fetch())
     except (NotFound, ArtefactError, KeyError) as error:
         raise LogRefused(str(error)) from error
+
+
+def _padded(given: Float64Array, n_slots: int) -> Float64Array:
+    """Return float64 [n_slots]: 1 for slots of which nothing is said."""
+    weights = np.ones(n_slots)
+    weights[: len(given)] = given[:n_slots]
+    return weights
 
 
 def _exploration(request: ReplayRequest) -> Exploration | None:

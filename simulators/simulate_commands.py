@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,7 +83,8 @@ def simulate_command(
     learning_rate: Annotated[float, typer.Option(help="Of the simulated service's model.")] = 0.05,
     every: Annotated[int, typer.Option(min=1, help="Decisions between two lines of the curve.")] = 500,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the log (the archive of a service), hone.toml and the figures.")
+        Path | None,
+        typer.Option(help="Folder for the log (the archive of a service), its items, hone.toml and the figures."),
     ] = None,
     url: Annotated[str, typer.Option(help="A running service to use instead; policy and model are its own.")] = "",
     surface: Annotated[str, typer.Option(help="With --url: which surface.")] = "home",
@@ -165,13 +167,8 @@ def _in_process(
     discovery_share: float,
     on_progress: OnProgress,
 ) -> LoopRun:
-    if out is not None:
-        if (out / "archive").exists():
-            raise FileExistsError(f"{out} holds a log already: choose another folder")
-        out.mkdir(parents=True, exist_ok=True)
-        config = build_config(spec, exploration=policy, discovery_share=discovery_share, settings=settings)
-        (out / "hone.toml").write_text(config_text(config, data_dir=str(out)), encoding="utf-8")
-    return run_loop(
+    run = partial(
+        run_loop,
         spec,
         exploration=policy,
         n_decisions=n_decisions,
@@ -179,9 +176,21 @@ def _in_process(
         every=every,
         discovery_share=discovery_share,
         settings=settings,
-        archive_folder=None if out is None else out / "archive",
         on_progress=on_progress,
     )
+    if out is None:
+        return run()
+    if (out / "archive").exists():
+        raise FileExistsError(f"{out} holds a log already: choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    config = build_config(spec, exploration=policy, discovery_share=discovery_share, settings=settings)
+    (out / "hone.toml").write_text(config_text(config, data_dir=str(out)), encoding="utf-8")
+    # A log does not hold the items that were not shown; who scores its candidates anew needs them.
+    with (out / "items.ndjson").open("wb") as file:
+        return run(
+            archive_folder=out / "archive",
+            on_items=lambda items: file.writelines(msgspec.json.encode(item) + b"\n" for item in items),
+        )
 
 
 def _service(url: str, policy: Exploration) -> dict[str, Any]:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 
 from bandit.support import Float64Array
-from service.adapters.archive_files import files_of, n_erased, reading, tables_of
+from service.adapters.archive_files import n_erased
 from service.config import Config
 from service.decision_record import unpack_actions
 from service.export import ExportReport, Selection, read_joined
 from service.joins import PLACED
 from service.messages import Decision, journal_decoder
 from simulators.counterfactual import Counterfactual, TargetPolicy, build_counterfactual
-from simulators.logged.batches import LoggedBatch, clusters_of_users
+from simulators.logged.archive_survey import Survey, survey
+from simulators.logged.batches import LoggedBatch, clusters_of_users, values_to_go
+from simulators.logged.embeddings import alike_in_decision, embedding_weight, note_of, refuse_slates
 from simulators.logged.import_report import ImportReport, LogRefused
 from simulators.marginals import Marginals
 
@@ -38,6 +39,7 @@ class ArchiveLog:
         selection: Which decisions.
         target: What is done otherwise than in the log.
         position_weights: float64 [S], what a reward at each slot is worth to the model of values.
+        embedding: A logged column of the candidates, for MIPS of single actions; empty for none.
         unsupported: Why the log cannot carry the target policy whatever its size; known when it has been read.
     """
 
@@ -46,18 +48,27 @@ class ArchiveLog:
     selection: Selection
     target: TargetPolicy
     position_weights: Float64Array = field(default_factory=lambda: np.ones(0))
+    embedding: str = ""
     unsupported: str = ""
+    _survey: Survey | None = field(default=None, init=False, repr=False)
 
     def count_slots(self) -> int:
-        """Return the most slots that a decision of the archive has.
+        """Return the most slots that a selected decision of the archive has.
 
         Raises:
             LogRefused: the archive cannot be read.
         """
-        most = 1
-        for length in self._lengths():
-            most = max(most, length)
-        return most
+        return self._look().n_slots
+
+    def count_filtered(self, report: ImportReport) -> None:
+        """Count the decisions that are outside of the selected time.
+
+        Raises:
+            LogRefused: the archive cannot be read.
+        """
+        n = self._look().n_filtered
+        report.n_read += n
+        report.n_filtered += n
 
     def batches(self, report: ImportReport, *, n_slots: int) -> Iterator[LoggedBatch]:
         """Yield decisions all of whose drawn slots have an outcome, counting what is left out.
@@ -65,6 +76,7 @@ class ArchiveLog:
         Raises:
             LogRefused: a file cannot be read, or is of a later version.
         """
+        self.count_filtered(report)
         yield from report.watch(self._batches(report, n_slots))
         n = self._erased()
         if n:
@@ -139,26 +151,40 @@ class ArchiveLog:
         weights[: len(self.position_weights)] = self.position_weights
         held: list[WeighedDecision] = []
         marginals = Marginals()
+        if self.embedding:
+            refuse_slates(self.embedding, n_slots)
+            report.note(note_of(self.embedding))
         for decision, rewards in self.decisions(report):
             found = self.counterfactual(decision, report)
             if found is None:
                 continue
+            alike = self._embedding_weight(decision, found, report) if self.embedding else 1.0
+            if alike is None:
+                continue
             marginal = _marginal_weights(decision, self.target, marginals)
-            held.append(weigh(decision, found, rewards, position_weights=weights, marginals=marginal))
+            weighed = weigh(decision, found, rewards, position_weights=weights, marginals=marginal)
+            held.append(replace(weighed, embedding=alike) if self.embedding else weighed)
             if len(held) == DECISIONS_AT_ONCE:
                 yield stack(held, n_slots)
                 held = []
         if held:
             yield stack(held, n_slots)
 
-    def _lengths(self) -> Iterator[int]:
-        try:
-            with reading(self.folder):
-                for file in files_of(self.folder, "decisions"):
-                    for table in tables_of(file.path, "decisions", ["item_ids"]):
-                        yield pa.compute.max(pa.compute.list_value_length(table["item_ids"])).as_py() or 0
-        except (pa.ArrowInvalid, OSError, ValueError) as error:
-            raise LogRefused(f"{self.folder}: {error}") from error
+    def _embedding_weight(self, decision: Decision, found: Counterfactual, report: ImportReport) -> float | None:
+        """Return the weight of MIPS, None (counted) where the decision does not have the column."""
+        if not decision.slots:
+            return 1.0
+        is_alike = alike_in_decision(decision, column=self.embedding)
+        if is_alike is None:
+            report.reject(f"embedding: no column {self.embedding} was logged", [decision.event_id])
+            return None
+        logged = build_counterfactual(decision, TargetPolicy())
+        return embedding_weight(found.pmfs[0], logged.pmfs[0], is_alike=is_alike)
+
+    def _look(self) -> Survey:
+        if self._survey is None:
+            self._survey = survey(self.folder, self.selection)
+        return self._survey
 
     def _erased(self) -> int:
         return n_erased(self.folder, "decisions")
@@ -166,7 +192,10 @@ class ArchiveLog:
 
 @dataclass(frozen=True, slots=True)
 class WeighedDecision:
-    """One decision as estimators need it, by its own slots; `marginals` is None where they are not known."""
+    """One decision as estimators need it, by its own slots; `marginals` is None where they are not known.
+
+    `embedding` is the weight of MIPS, None where it is not asked for.
+    """
 
     found: Counterfactual
     rewards: Float64Array
@@ -175,6 +204,7 @@ class WeighedDecision:
     model_target: Float64Array
     marginals: Float64Array | None
     user: str
+    embedding: float | None = None
 
 
 def _replays(decision: Decision) -> bool:
@@ -216,19 +246,10 @@ def weigh(
 def _values_to_go(
     decision: Decision, found: Counterfactual, position_weights: Float64Array
 ) -> tuple[Float64Array, Float64Array]:
-    """Return float64 [S] twice: the model's value-to-go of the logged items, and its mean under the target policy.
-
-    The model is the one that served, before the rewards: its score of an item, times the slot's weight; each later slot
-    is worth what the target policy's first one is. Estimates do not become wrong with the model, only wider.
-    """
+    """Return what `values_to_go` does, of the model that served, before the rewards."""
     scores = unpack_actions(decision.candidates).scores.astype(np.float64)
-    if not len(decision.slots):
-        return np.zeros(0), np.zeros(0)
-    first = float(found.pmfs[0] @ scores)
-    later = (np.cumsum(position_weights[::-1])[::-1] - position_weights) * first
     logged = np.array([scores[slot.action] for slot in decision.slots])
-    expected = np.array([pmf @ scores for pmf in found.pmfs])
-    return position_weights * logged + later, position_weights * expected + later
+    return values_to_go(logged, np.array([pmf @ scores for pmf in found.pmfs]), position_weights)
 
 
 def _marginal_weights(decision: Decision, target: TargetPolicy, marginals: Marginals) -> Float64Array | None:
@@ -272,4 +293,10 @@ def stack(held: list[WeighedDecision], n_slots: int) -> LoggedBatch:
         model_logged=model_logged,
         model_target=model_target,
         marginal_weights=None if any(one.marginals is None for one in held) else marginals,
+        embedding_weights=_embedding_weights(held),
     )
+
+
+def _embedding_weights(held: list[WeighedDecision]) -> Float64Array | None:
+    weights = [one.embedding for one in held if one.embedding is not None]
+    return np.array(weights) if len(weights) == len(held) else None

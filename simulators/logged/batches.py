@@ -38,6 +38,12 @@ class LoggedBatch:
         model_target: float64 [n, S], its mean under the target policy; None without a model.
         marginal_weights: float64 [n, S], of an item at a position over all that may stand before it; None when they
             are not known.
+        max_weights: float64 [n], of single actions: the largest weight that a row could have had, whatever was drawn;
+            None when it is not known.
+        are_independent: Whether rows can be taken for independent: the log names no users, and the target policy does
+            not learn from it on the way.
+        embedding_weights: float64 [n], of single actions: how much more often the target policy shows any action with
+            the embedding of the shown one; None without embeddings.
     """
 
     rewards: Float64Array
@@ -49,6 +55,9 @@ class LoggedBatch:
     model_logged: Float64Array | None = None
     model_target: Float64Array | None = None
     marginal_weights: Float64Array | None = None
+    max_weights: Float64Array | None = None
+    are_independent: bool = False
+    embedding_weights: Float64Array | None = None
 
     def __len__(self) -> int:
         return len(self.clusters)
@@ -70,6 +79,8 @@ class LoggedBatch:
         n_feasible: Int64Array,
         model_logged: Float64Array | None = None,
         model_target: Float64Array | None = None,
+        max_weights: Float64Array | None = None,
+        are_independent: bool = False,
     ) -> LoggedBatch:
         """Build a batch of single actions from columns [n]."""
         return cls(
@@ -81,7 +92,28 @@ class LoggedBatch:
             n_feasible=n_feasible[:, None],
             model_logged=None if model_logged is None else model_logged[:, None],
             model_target=None if model_target is None else model_target[:, None],
+            max_weights=max_weights,
+            are_independent=are_independent,
         )
+
+
+def values_to_go(
+    scores: Float64Array, expected: Float64Array, position_weights: Float64Array
+) -> tuple[Float64Array, Float64Array]:
+    """Return float64 [S] twice: a model's value-to-go of the logged items, and its mean under the target policy.
+
+    A slot is worth the model's reward times the slot's weight; each later slot is worth what the target policy's first
+    one is, which does not depend on what was drawn. Estimates do not become wrong with the model, only wider.
+
+    Args:
+        scores: float64 [S], the model's rewards of the logged items.
+        expected: float64 [S], their means under the target policy, given the slots before.
+        position_weights: float64 [S].
+    """
+    if not len(scores):
+        return scores, expected
+    later = (np.cumsum(position_weights[::-1])[::-1] - position_weights) * expected[0]
+    return position_weights * scores + later, position_weights * expected + later
 
 
 def clusters_of_rows(first: int, n: int) -> Int64Array:

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from bandit.support import Float64Array
 from simulators.logged.batches import Int64Array, LoggedBatch, clusters_of_rows, clusters_of_users
 from simulators.logged.csv_blocks import CsvBlocks
+from simulators.logged.csv_check import BoolArray, RowCheck, nulls_of
 from simulators.logged.import_report import ImportReport, LogRefused
 from simulators.logged.pmf_file import ContextFreePmf
+from simulators.logged.time_window import ALL_TIME, TimeWindow
 
-BoolArray = npt.NDArray[np.bool_]
+TimeUnit = Literal["s", "ms", "us", "ns"]
+# Logs are written with fewer digits than floors are computed with.
+_FLOOR_ROUNDING = 1e-6
+_US_OF: dict[TimeUnit, float] = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,9 @@ class CsvLog:
         is_uniform: Whether the target policy is uniform over the number of actions, in place of the two.
         n_actions: How many actions there are, numbered from 0; 0 when it is not known, or a column says it.
         any_order: Whether rows may be out of the order of time; estimates do not depend on it.
+        floor: The lowest propensity that the logging policy could give what it drew; 0 when it is not known.
+        window: Which rows, by their time.
+        time_unit: Of times that are numbers; only a window needs it.
     """
 
     path: Path
@@ -115,6 +122,9 @@ class CsvLog:
     is_uniform: bool = False
     n_actions: int = 0
     any_order: bool = False
+    floor: float = 0.0
+    window: TimeWindow = ALL_TIME
+    time_unit: TimeUnit | None = None
 
     def count_slots(self) -> int:
         """Return 1: a row is a single action."""
@@ -159,12 +169,14 @@ class _Reader:
             raise LogRefused(f"{self._log.path}: the target policy needs a column for {needs[kind]}; map one")
         if self._log.target is not None and self._log.target.has_positions and not has.position:
             raise LogRefused(f"{self._log.path}: the target policy needs a column for position; map one")
+        if self._log.window and not has.time:
+            raise LogRefused(f"{self._log.path}: a time to start or end at needs a column for time; map one")
 
     def _accept(self, block: pa.RecordBatch, rows: Int64Array) -> LoggedBatch:
         """Return the rows that can be used, rejecting the others under the first reason that fits."""
         has = self._map
-        check = _Check(self._report, rows)
-        self._check_order(block, check)
+        check = RowCheck(self._report, rows)
+        self._check_time(block, check)
         rewards = check.number("reward", block[has.reward])
         check.refuse("reward: not finite", ~np.isfinite(rewards))
         propensities = check.number("propensity", block[has.propensity])
@@ -172,6 +184,7 @@ class _Reader:
         check.refuse("propensity: 0", propensities == 0.0)
         check.refuse("propensity: below 0", propensities < 0.0)
         check.refuse("propensity: above 1", propensities > 1.0)
+        self._check_floor(propensities, check)
         n_feasible = self._n_feasible(block, check)
         targets = self._targets(block, check, n_feasible)
         check.refuse("target_propensity: must be in [0, 1]", ~((targets >= 0.0) & (targets <= 1.0)))
@@ -185,9 +198,33 @@ class _Reader:
             n_feasible=n_feasible[kept],
             model_logged=None if models["model_logged"] is None else models["model_logged"][kept],
             model_target=None if models["model_target"] is None else models["model_target"][kept],
+            max_weights=self._max_weights(n_feasible[kept]),
+            are_independent=not has.user,
         )
 
-    def _model(self, name: str, block: pa.RecordBatch, check: _Check) -> Float64Array | None:
+    def _check_floor(self, propensities: Float64Array, check: RowCheck) -> None:
+        """Refuse a log that shows that the floor it was said to have is wrong."""
+        floor = self._log.floor
+        if not floor:
+            return
+        self._report.floor = floor
+        below = check.kept & (propensities < floor * (1.0 - _FLOOR_ROUNDING))
+        if below.any():
+            row, got = int(check.rows[below][0]), float(propensities[below][0])
+            raise LogRefused(
+                f"{self._log.path}: propensity must be at least the floor {floor:g}, got {got:g} (row {row})"
+            )
+
+    def _max_weights(self, n_feasible: Int64Array) -> Float64Array | None:
+        """Return float64 [n]: the largest probability that the target gives an action, over the floor."""
+        if not self._log.floor:
+            return None
+        largest = 1.0 if self._log.target is None else self._log.target.largest
+        targets = 1.0 / np.maximum(n_feasible, 1) if self._log.is_uniform else np.full(len(n_feasible), largest)
+        max_weights: Float64Array = targets / (self._log.floor * (1.0 - _FLOOR_ROUNDING))
+        return max_weights
+
+    def _model(self, name: str, block: pa.RecordBatch, check: RowCheck) -> Float64Array | None:
         column = getattr(self._map, name)
         if not column:
             return None
@@ -195,7 +232,7 @@ class _Reader:
         check.refuse(f"{name}: not finite", ~np.isfinite(values))
         return values
 
-    def _n_feasible(self, block: pa.RecordBatch, check: _Check) -> Int64Array:
+    def _n_feasible(self, block: pa.RecordBatch, check: RowCheck) -> Int64Array:
         has, n = self._map, len(block)
         counts = np.full(n, self._log.n_actions, dtype=np.float64)
         if has.n_actions:
@@ -207,13 +244,13 @@ class _Reader:
             check.refuse("action: outside the set", ~inside)
         return np.where(check.kept, counts, 0.0).astype(np.int64)
 
-    def _targets(self, block: pa.RecordBatch, check: _Check, n_feasible: Int64Array) -> Float64Array:
+    def _targets(self, block: pa.RecordBatch, check: RowCheck, n_feasible: Int64Array) -> Float64Array:
         has = self._map
         if self._log.is_uniform:
             return 1.0 / np.maximum(n_feasible, 1)
         if self._log.target is None:
             return check.number("target_propensity", block[has.target_propensity])
-        check.refuse("action: missing", _nulls(block[has.action]))
+        check.refuse("action: missing", nulls_of(block[has.action]))
         positions = block[has.position] if self._log.target.has_positions else None
         found = self._log.target.of(block[has.action], positions)
         check.refuse("action: outside the set of the pmf", np.isnan(found))
@@ -228,12 +265,18 @@ class _Reader:
         codes = users.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         return np.where(codes >= 0, groups[codes] if len(groups) else 0, by_row)
 
-    def _check_order(self, block: pa.RecordBatch, check: _Check) -> None:
+    def _check_time(self, block: pa.RecordBatch, check: RowCheck) -> None:
         if not self._map.time:
             return
-        times = check.time(block[self._map.time])
+        times, are_numbers = check.time(block[self._map.time])
+        if not self._log.any_order:
+            self._check_order(times, check)
+        if self._log.window:
+            self._filter(times, are_numbers, check)
+
+    def _check_order(self, times: Float64Array, check: RowCheck) -> None:
         known, rows = times[check.kept], check.rows[check.kept]
-        if not len(known) or self._log.any_order:
+        if not len(known):
             return
         if self._last_time is not None:
             known, rows = np.append(self._last_time[0], known), np.append(self._last_time[1], rows)
@@ -246,67 +289,10 @@ class _Reader:
             )
         self._last_time = float(known[-1]), int(rows[-1])
 
-
-class _Check:
-    """Which rows of a block are kept; a row is rejected once, under its first reason."""
-
-    def __init__(self, report: ImportReport, rows: Int64Array) -> None:
-        self.rows = rows
-        self.kept: BoolArray = np.ones(len(rows), dtype=np.bool_)
-        self._report = report
-
-    def refuse(self, reason: str, wrong: BoolArray) -> None:
-        """Reject rows, bool [n]."""
-        wrong = wrong & self.kept
-        if wrong.any():
-            self._report.reject(reason, self.rows[wrong].tolist())
-            self.kept &= ~wrong
-
-    def number(self, name: str, column: pa.Array) -> Float64Array:
-        """Return float64 [n]; rows without a number are rejected, and hold 1."""
-        self.refuse(f"{name}: missing", _nulls(column))
-        try:
-            values: Float64Array = column.cast(pa.float64()).fill_null(1.0).to_numpy(zero_copy_only=False)
-        except pa.ArrowInvalid:
-            parsed = [_number(text) for text in column.to_pylist()]
-            self.refuse(f"{name}: not a number", np.array([value is None for value in parsed]))
-            values = np.array([1.0 if value is None else value for value in parsed])
-        return values
-
-    def time(self, column: pa.Array) -> Float64Array:
-        """Return float64 [n] in any unit; rows without a time are rejected."""
-        self.refuse("time: missing", _nulls(column))
-        for kind in (pa.float64(), pa.timestamp("us"), pa.timestamp("us", tz="UTC")):
-            try:
-                cast = column.cast(kind)
-            except pa.ArrowInvalid:
-                continue
-            times = cast if kind == pa.float64() else cast.cast(pa.int64())
-            known: Float64Array = times.fill_null(0).to_numpy(zero_copy_only=False).astype(np.float64)
-            return known
-        parsed = [_unix_us(text) for text in column.to_pylist()]
-        self.refuse("time: not a time", np.array([value is None for value in parsed]))
-        return np.array([0.0 if value is None else value for value in parsed])
-
-
-def _nulls(column: pa.Array) -> BoolArray:
-    nulls: BoolArray = column.is_null().to_numpy(zero_copy_only=False)
-    return nulls
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
-
-
-def _unix_us(text: str | None) -> float | None:
-    number = _number(text)
-    if text is None or number is not None:
-        return number
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1e6
+    def _filter(self, times: Float64Array, are_numbers: BoolArray, check: RowCheck) -> None:
+        unit, window = self._log.time_unit, self._log.window
+        if unit is None and (are_numbers & check.kept).any():
+            row = int(check.rows[are_numbers & check.kept][0])
+            raise LogRefused(f"{self._log.path}: time is a number in row {row}: say in which unit (--time-unit)")
+        us = times if unit is None else np.where(are_numbers, times * _US_OF[unit], times)
+        check.leave_out(~((us >= window.from_us) & (us < window.to_us)))

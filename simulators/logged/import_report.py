@@ -25,7 +25,8 @@ class ImportReport:
     """Counts of one log, as it is read.
 
     Attributes:
-        n_read: Rows (of a file) or decisions (of an archive) seen, rejected ones included.
+        n_read: Rows (of a file) or decisions (of an archive) seen, rejected and filtered ones included.
+        n_filtered: Those outside of the time that was asked for.
         n_slots: Slots of what was accepted.
         rejected: By reason, `field: what is wrong`.
         first_rows: By reason, where it was first: rows of the file from 1, header included, or decision ids.
@@ -38,6 +39,7 @@ class ImportReport:
     """
 
     n_read: int = 0
+    n_filtered: int = 0
     n_slots: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     first_rows: dict[str, list[int | str]] = field(default_factory=dict)
@@ -88,6 +90,7 @@ class ImportReport:
         """Return the report as JSON-ready figures."""
         return {
             "rows_read": self.n_read,
+            "rows_filtered": self.n_filtered,
             "rows_rejected": self.n_rejected,
             "slots": self.n_slots,
             "rejected": {
@@ -107,7 +110,8 @@ class ImportReport:
 
     def lines(self) -> list[str]:
         """Return the report in words."""
-        said = [f"rows read {self.n_read:,}  rejected {self.n_rejected:,}"]
+        filtered = f"  outside of the time asked for {self.n_filtered:,}" if self.n_filtered else ""
+        said = [f"rows read {self.n_read:,}{filtered}  rejected {self.n_rejected:,}"]
         for reason, count in self.rejected.most_common():
             first = ", ".join(map(str, self.first_rows[reason]))
             said.append(f"  rejected {count:,}: {reason} (first: {first})")

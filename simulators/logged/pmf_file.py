@@ -61,6 +61,11 @@ class ContextFreePmf:
                 raise LogRefused(f"{path}: probabilities{where} must sum to 1, got {total:.9g}")
         return cls(found, "position" in table.column_names)
 
+    @property
+    def largest(self) -> float:
+        """Return the largest probability of any action."""
+        return max(self.probabilities.values(), default=0.0)
+
     def of(self, actions: pa.Array, positions: pa.Array | None) -> Float64Array:
         """Return float64 [n], the probability of each row's action at its position; NaN where it has none.
 

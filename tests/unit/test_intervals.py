@@ -11,7 +11,15 @@ from scipy.stats import binomtest
 
 from bandit.confidence_sequence import SHARES, ConfidenceSequence, Tally
 from bandit.estimators import ActionRows, Estimate, ips, snips
-from bandit.intervals import clopper_pearson, cluster_bootstrap, cluster_sums, empirical_bernstein
+from bandit.intervals import (
+    Moments,
+    bernstein_of_moments,
+    clopper_pearson,
+    clopper_pearson_of_counts,
+    cluster_bootstrap,
+    cluster_sums,
+    empirical_bernstein,
+)
 from bandit.support import Support
 
 
@@ -235,3 +243,31 @@ def test_rewards_out_of_range_and_wrong_weights_are_refused() -> None:
         ConfidenceSequence(reward_range=(1.0, 1.0))
     with pytest.raises(ValueError, match="confidence must be in"):
         ConfidenceSequence(confidence=1.0)
+
+
+# Parts of a log ---------------------------------------------------------------------------------------------------
+
+
+def test_moments_of_parts_are_those_of_the_whole_however_far_from_0_the_terms_are() -> None:
+    terms = 1e8 + np.random.default_rng(3).random(1_000)
+    parts = sum((Moments.of(part) for part in np.split(terms, [0, 1, 400])), Moments())
+    assert (parts.n, parts.lowest, parts.highest) == (1_000, terms.min(), terms.max())
+    assert parts.mean == pytest.approx(terms.mean(), rel=1e-14)
+    assert parts.variance == pytest.approx(terms.var(ddof=1), rel=1e-6)
+    # The control: sums of squares lose all digits here.
+    assert (terms**2).sum() / 999 - 1_000 / 999 * terms.mean() ** 2 != pytest.approx(terms.var(ddof=1), rel=1e-3)
+
+
+def test_intervals_of_sums_are_those_of_rows() -> None:
+    rng = np.random.default_rng(3)
+    terms = (rng.random(500) < 0.3) * rng.uniform(0.0, 4.0, 500)
+    parts = Moments.of(terms[:100]) + Moments.of(terms[100:])
+    (of_rows, of_sums) = (
+        empirical_bernstein(estimate_of(terms), term_range=(0.0, 5.0)),
+        bernstein_of_moments(parts, term_range=(0.0, 5.0)),
+    )
+    assert (of_sums.lower, of_sums.upper) == pytest.approx((of_rows.lower, of_rows.upper), rel=1e-12)
+    with pytest.raises(ValueError, match=r"terms must be in \[0.0, 1.0\]"):
+        bernstein_of_moments(parts, term_range=(0.0, 1.0))
+    clicks = (terms > 0.0).astype(np.float64)
+    assert clopper_pearson_of_counts(int(clicks.sum()), 500) == clopper_pearson(estimate_of(clicks))

@@ -86,6 +86,14 @@ def test_slots_of_ccb_are_slots_each_over_the_actions_that_are_left(tmp_path: Pa
     assert greedy.targets.tolist() == [[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]
 
 
+def test_an_action_that_is_shown_above_is_not_one_that_a_slot_could_hold(tmp_path: Path) -> None:
+    above = {"_label_cost": 0, "_a": [1, 0, 2], "_p": [0.2, 0.4, 0.4]}
+    below = {"_label_cost": 0, "_a": [2, 1, 0], "_p": [0.5, 0.0, 0.5]}
+    (batch,), _ = read(write(tmp_path / "log", ccb(above, below)))
+    assert batch.n_feasible.tolist() == [[3, 2]]
+    assert batch.targets[0] == pytest.approx([1 / 3, 1 / 2])
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -111,6 +119,10 @@ def test_slots_of_ccb_are_slots_each_over_the_actions_that_are_left(tmp_path: Pa
         (
             ccb({"_label_cost": 0, "_a": 0, "_p": 1}, {"_label_cost": 0, "_a": 0, "_p": 1}),
             "_a: an action is shown twice",
+        ),
+        (
+            ccb({"_label_cost": 0, "_a": 0, "_p": 1}, {"_label_cost": 0, "_a": [1, 0], "_p": [0.5, 0.5]}),
+            "_a: an action that is shown above could be drawn",
         ),
         (ccb({"_a": [0], "_p": [1.0]}), "_label_cost: missing"),
     ],

@@ -26,7 +26,7 @@ from simulators.replay_archive import ReplayedPolicy
 from simulators.replay_report import verdict, write_report
 from simulators.replay_sources import ReplayRequest, build_policy, replay_dsjson, run_archive
 from tests.archived_world import write_archive
-from tests.unit.test_log_dsjson import ccb, single, write
+from tests.unit.test_log_dsjson import single, write
 
 NO_WEIGHTS = np.zeros(0)
 WORLD = better_world(seed=3, gain=0.3)
@@ -182,12 +182,8 @@ def test_vw_learns_a_dsjson_log_and_is_worth_more_than_it(tmp_path: Path, vw: st
     assert verdict(still).startswith("Cannot tell")
 
 
-def test_what_vw_or_the_format_cannot_replay_is_refused_or_counted(tmp_path: Path) -> None:
-    path = write(tmp_path / "log", single(Timestamp=...), ccb())
-    asked = ReplayRequest(path=path, position_weights=NO_WEIGHTS)
-    assert replay_dsjson(asked, advance=lambda _: None).evaluation.report.first_rows == {
-        "_outcomes: only single actions are replayed": [2]
-    }
+def test_what_vw_cannot_replay_is_refused(tmp_path: Path) -> None:
+    asked = ReplayRequest(path=write(tmp_path / "log", single()), position_weights=NO_WEIGHTS)
     for vw, message in {
         "--nonsense": "VW refuses '--nonsense",
         "--oaa 3": "must be of --cb_adf or --cb_explore_adf",
