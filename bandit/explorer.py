@@ -44,6 +44,7 @@ class ExplorerSpec:
         learning_rate: VW's `-l`; the decay is off.
         interactions: pairs of namespaces.
         schema_version: of the feature schema the explorer is trained on.
+        baseline: as of a `ModelSpec`.
     """
 
     arguments: tuple[str, ...]
@@ -51,10 +52,13 @@ class ExplorerSpec:
     learning_rate: float
     interactions: Interactions
     schema_version: str
+    baseline: bool = True
 
     def command(self) -> list[str]:
         """Return VW's command line for this explorer."""
-        table = table_arguments(self.interactions, learning_rate=self.learning_rate, bits=self.bits)
+        table = table_arguments(
+            self.interactions, learning_rate=self.learning_rate, bits=self.bits, baseline=self.baseline
+        )
         return [*self.arguments, *table]
 
 

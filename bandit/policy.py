@@ -17,6 +17,7 @@ from vowpal_wabbit_next import CBLabel, Workspace
 from bandit._native import add_costs
 from bandit.vw_format import (
     ACTION_NAMESPACES,
+    BASELINE_NAMESPACES,
     CONSTANT_INDEX,
     INTERACTION_PRIME,
     Encoded,
@@ -44,16 +45,25 @@ class ModelSpec:
         learning_rate: VW's `-l`; the decay is off.
         interactions: pairs of namespaces.
         schema_version: of the feature schema the model is trained on.
+        baseline: whether it has terms that are the same for every action of a request: the constant, and the linear
+            ones of context and user.
     """
 
     bits: int
     learning_rate: float
     interactions: Interactions
     schema_version: str
+    baseline: bool = True
 
     def arguments(self) -> list[str]:
         """Return VW's command line for this model."""
-        return vw_arguments(self.interactions, learning_rate=self.learning_rate, bits=self.bits)
+        return vw_arguments(
+            self.interactions, learning_rate=self.learning_rate, bits=self.bits, baseline=self.baseline
+        )
+
+    def linear(self, shared: Mapping[str, Encoded]) -> Mapping[str, Encoded]:
+        """Return the shared namespaces whose features have a weight each by themselves, beside those of pairs."""
+        return shared if self.baseline else {n: e for n, e in shared.items() if n not in BASELINE_NAMESPACES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +119,8 @@ class WeightTable:
         """
         weights, mask = self.weights, self._mask
         n = next(iter(actions.values())).indices.shape[0]
-        constant = float(weights[CONSTANT_INDEX & int(mask)])
-        for encoded in shared.values():
+        constant = float(weights[CONSTANT_INDEX & int(mask)]) if self.spec.baseline else 0.0
+        for encoded in self.spec.linear(shared).values():
             constant += float(weights[encoded.indices & mask].astype(np.float64) @ encoded.values)
         cost = np.full(n, constant)
         for name, action in actions.items():
@@ -170,9 +180,9 @@ class ScoreTerms:
 
 def score_terms(spec: ModelSpec, shared: Mapping[str, Encoded], action: Mapping[str, Encoded]) -> ScoreTerms:
     """Return what the score of one action adds up from."""
-    features: list[tuple[tuple[str, str], ...]] = [()]
-    values = [np.ones(1)]
-    for namespace, encoded in (*shared.items(), *action.items()):
+    features: list[tuple[tuple[str, str], ...]] = [()] * spec.baseline
+    values = [np.ones(len(features))]
+    for namespace, encoded in (*spec.linear(shared).items(), *action.items()):
         features += [((namespace, name),) for name in encoded.names]
         values.append(encoded.values.astype(np.float64))
     for first, second in spec.interactions:
@@ -201,8 +211,8 @@ def touched_weights(
         actions: of each example, the one that is learned.
     """
     mask = np.uint32((1 << spec.bits) - 1)
-    parts = [np.array([CONSTANT_INDEX], dtype=np.uint32)]
-    parts += [e.indices for example in (*shared, *actions) for e in example.values()]
+    parts = [np.array([CONSTANT_INDEX] * spec.baseline, dtype=np.uint32)]
+    parts += [e.indices for example in (*map(spec.linear, shared), *actions) for e in example.values()]
     for first, second in spec.interactions:
         pairs = [
             (s[first].indices, a[second].indices)

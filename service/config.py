@@ -423,6 +423,7 @@ class Config(Section, frozen=True, kw_only=True):
             learning_rate=model.learning_rate,
             interactions=tuple(self.features.interactions),
             schema_version=self.features.version,
+            baseline=self.features.baseline,
         )
 
     def explorer_spec(self, name: str) -> ExplorerSpec:
@@ -434,6 +435,7 @@ class Config(Section, frozen=True, kw_only=True):
             learning_rate=model.learning_rate,
             interactions=tuple(self.features.interactions),
             schema_version=self.features.version,
+            baseline=self.features.baseline,
         )
 
 

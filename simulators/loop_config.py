@@ -33,6 +33,7 @@ class ServiceSettings:
         bits: Of the model's table.
         negative_window_s: How long a slot waits for a click, in seconds.
         window_s: Attribution window, in seconds.
+        baseline: Whether the model has terms that are the same for every action of a request.
     """
 
     n_candidates: int = 0
@@ -40,6 +41,7 @@ class ServiceSettings:
     bits: int = 18
     negative_window_s: float = 60.0
     window_s: float = 600.0
+    baseline: bool = True
 
 
 def build_config(
@@ -79,6 +81,7 @@ def build_config(
         features=FeatureSchema(
             features=[*world.tastes.features(), *(history if world.sees_history else []), *own],
             interactions=[("context", "item"), *([("user", "item")] if world.sees_history else [])],  # type: ignore[list-item]
+            baseline=settings.baseline,
         ),
         # Here is no restart; but what the archiver may trim goes by the learner's checkpoint.
         models={

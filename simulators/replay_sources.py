@@ -203,6 +203,7 @@ def _explorer(request: ReplayRequest, config: Config) -> Explorer:
                 learning_rate=model.learning_rate,
                 interactions=tuple(config.features.interactions),
                 schema_version=config.features.version,
+                baseline=config.features.baseline,
             )
         )
     except ValueError as error:

@@ -80,6 +80,9 @@ def simulate_command(
     discovery_share: Annotated[float, typer.Option(help="Share of the slots reserved for discovery.")] = 0.0,
     candidates: Annotated[int, typer.Option(help="Candidates of a request; 0 takes all items, 200 at the most.")] = 0,
     learning_rate: Annotated[float, typer.Option(help="Of the simulated service's model.")] = 0.05,
+    baseline: Annotated[
+        bool, typer.Option(help="Whether the model has terms that are the same for every action of a request.")
+    ] = True,
     every: Annotated[int, typer.Option(min=1, help="Decisions between two lines of the curve.")] = 500,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the log (the archive of a service), hone.toml and the figures.")
@@ -119,7 +122,9 @@ def simulate_command(
                 )
             else:
                 n_candidates = candidates or min(spec.churn.n_live, _MAX_CANDIDATES)
-                settings = replace(QUICK_SETTINGS, n_candidates=n_candidates, learning_rate=learning_rate)
+                settings = replace(
+                    QUICK_SETTINGS, n_candidates=n_candidates, learning_rate=learning_rate, baseline=baseline
+                )
                 run = _in_process(
                     spec,
                     policy=policy,
