@@ -57,9 +57,7 @@ class ModelSpec:
 
     def arguments(self) -> list[str]:
         """Return VW's command line for this model."""
-        return vw_arguments(
-            self.interactions, learning_rate=self.learning_rate, bits=self.bits, baseline=self.baseline
-        )
+        return vw_arguments(self.interactions, learning_rate=self.learning_rate, bits=self.bits, baseline=self.baseline)
 
     def linear(self, shared: Mapping[str, Encoded]) -> Mapping[str, Encoded]:
         """Return the shared namespaces whose features have a weight each by themselves, beside those of pairs."""

@@ -21,14 +21,12 @@ from simulators.bake_off import (
     HoneSetting,
     KnowsAll,
     Result,
-    Stream,
     VwSetting,
     compete,
     contestants,
-    driver_loss,
-    hone_loss,
     run_bake_off,
 )
+from simulators.bake_off_losses import Stream, driver_loss, hone_loss
 from simulators.datasets.classification import SETS, SHAPES, Classification, Shape, parse
 from simulators.datasets.fetch import fetch
 

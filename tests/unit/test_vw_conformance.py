@@ -147,9 +147,7 @@ def test_learning_and_scoring_all_actions_equals_the_command_line(cost_type: str
 
 @pytest.mark.parametrize("baseline", [True, False])
 def test_the_learner_equals_the_command_line_on_one_action_examples(baseline: bool, tmp_path: Path) -> None:
-    spec = ModelSpec(
-        bits=BITS, learning_rate=0.05, interactions=INTERACTIONS, schema_version="v", baseline=baseline
-    )
+    spec = ModelSpec(bits=BITS, learning_rate=0.05, interactions=INTERACTIONS, schema_version="v", baseline=baseline)
     learner = Learner(spec)
     single = [Outcome(o.shared, [o.actions[o.chosen]], 0, o.reward, o.propensity) for o in TRAINING]
     for outcome in single:
