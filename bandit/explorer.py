@@ -41,10 +41,11 @@ class ExplorerSpec:
     Attributes:
         arguments: VW's, for example `("--cb_explore_adf", "--bag", "5")`.
         bits: log2 of the table size; loading a model costs memory and time in proportion to it.
-        learning_rate: VW's `-l`; the decay is off.
+        learning_rate: VW's `-l`.
         interactions: pairs of namespaces.
         schema_version: of the feature schema the explorer is trained on.
         baseline: as of a `ModelSpec`.
+        power_t: as of a `ModelSpec`.
     """
 
     arguments: tuple[str, ...]
@@ -53,11 +54,16 @@ class ExplorerSpec:
     interactions: Interactions
     schema_version: str
     baseline: bool = True
+    power_t: float = 0.0
 
     def command(self) -> list[str]:
         """Return VW's command line for this explorer."""
         table = table_arguments(
-            self.interactions, learning_rate=self.learning_rate, bits=self.bits, baseline=self.baseline
+            self.interactions,
+            learning_rate=self.learning_rate,
+            bits=self.bits,
+            power_t=self.power_t,
+            baseline=self.baseline,
         )
         return [*self.arguments, *table]
 

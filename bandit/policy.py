@@ -42,11 +42,12 @@ class ModelSpec:
 
     Attributes:
         bits: log2 of the number of weights.
-        learning_rate: VW's `-l`; the decay is off.
+        learning_rate: VW's `-l`.
         interactions: pairs of namespaces.
         schema_version: of the feature schema the model is trained on.
         baseline: whether it has terms that are the same for every action of a request: the constant, and the linear
             ones of context and user.
+        power_t: VW's, in [0, 0.5]: how far a feature's rate falls with what it has learned. 0 keeps it as it is.
     """
 
     bits: int
@@ -54,10 +55,17 @@ class ModelSpec:
     interactions: Interactions
     schema_version: str
     baseline: bool = True
+    power_t: float = 0.0
 
     def arguments(self) -> list[str]:
         """Return VW's command line for this model."""
-        return vw_arguments(self.interactions, learning_rate=self.learning_rate, bits=self.bits, baseline=self.baseline)
+        return vw_arguments(
+            self.interactions,
+            learning_rate=self.learning_rate,
+            bits=self.bits,
+            power_t=self.power_t,
+            baseline=self.baseline,
+        )
 
     def linear(self, shared: Mapping[str, Encoded]) -> Mapping[str, Encoded]:
         """Return the shared namespaces whose features have a weight each by themselves, beside those of pairs."""

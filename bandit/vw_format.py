@@ -90,21 +90,31 @@ def encode(namespace: str, features: Mapping[str, float]) -> Encoded:
 
 
 def vw_arguments(
-    interactions: tuple[tuple[str, str], ...], *, learning_rate: float, bits: int, baseline: bool = True
+    interactions: tuple[tuple[str, str], ...],
+    *,
+    learning_rate: float,
+    bits: int,
+    power_t: float = 0.0,
+    baseline: bool = True,
 ) -> list[str]:
-    """Return the command line of the regressor: MTR on costs, no learning-rate decay, named interactions only."""
-    table = table_arguments(interactions, learning_rate=learning_rate, bits=bits, baseline=baseline)
+    """Return the command line of the regressor: MTR on costs, named interactions only."""
+    table = table_arguments(interactions, learning_rate=learning_rate, bits=bits, power_t=power_t, baseline=baseline)
     return ["--cb_adf", "--cb_type", "mtr", *table]
 
 
 def table_arguments(
-    interactions: tuple[tuple[str, str], ...], *, learning_rate: float, bits: int, baseline: bool = True
+    interactions: tuple[tuple[str, str], ...],
+    *,
+    learning_rate: float,
+    bits: int,
+    power_t: float = 0.0,
+    baseline: bool = True,
 ) -> list[str]:
     """Return the part of the command line that every model shares.
 
     Without `baseline` a model has no constant and no linear terms of context and user, only what tells actions apart.
     """
-    arguments = ["--power_t", "0", "-l", repr(learning_rate), "-b", str(bits)]
+    arguments = ["--power_t", f"{power_t:g}", "-l", repr(learning_rate), "-b", str(bits)]
     for first, second in interactions:
         arguments += ["-q", NAMESPACE_LETTERS[first] + NAMESPACE_LETTERS[second]]
     if not baseline:

@@ -96,6 +96,7 @@ def spec_of(config: Config, model: str, configuration: RetrainConfiguration) -> 
         interactions=tuple(configuration.interactions),
         schema_version=schema_of(config, configuration).version,
         baseline=config.features.baseline,
+        power_t=config.models[model].power_t,
     )
 
 

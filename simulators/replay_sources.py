@@ -204,6 +204,7 @@ def _explorer(request: ReplayRequest, config: Config) -> Explorer:
                 interactions=tuple(config.features.interactions),
                 schema_version=config.features.version,
                 baseline=config.features.baseline,
+                power_t=model.power_t,
             )
         )
     except ValueError as error:

@@ -145,9 +145,11 @@ def test_learning_and_scoring_all_actions_equals_the_command_line(cost_type: str
         assert np.abs(weights - weight_table(theirs, arguments)[:, 0]).max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("baseline", [True, False])
-def test_the_learner_equals_the_command_line_on_one_action_examples(baseline: bool, tmp_path: Path) -> None:
-    spec = ModelSpec(bits=BITS, learning_rate=0.05, interactions=INTERACTIONS, schema_version="v", baseline=baseline)
+@pytest.mark.parametrize(("baseline", "power_t"), [(True, 0.0), (False, 0.0), (True, 0.5)])
+def test_the_learner_equals_the_command_line_on_one_action_examples(
+    baseline: bool, power_t: float, tmp_path: Path
+) -> None:
+    spec = ModelSpec(BITS, 0.05, INTERACTIONS, "v", baseline, power_t)
     learner = Learner(spec)
     single = [Outcome(o.shared, [o.actions[o.chosen]], 0, o.reward, o.propensity) for o in TRAINING]
     for outcome in single:
