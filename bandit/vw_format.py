@@ -128,7 +128,7 @@ def table_arguments(
 _ONE_TABLE_OPTIONS = frozenset(
     "--cb_adf --cb_explore_adf --cb_type --epsilon --first --softmax --lambda --squarecb --gamma_scale "
     "--gamma_exponent --regcb --regcbopt --mellowness --power_t --learning_rate -l --bit_precision -b --quadratic -q "
-    "--random_seed --l1 --l2 --ignore_linear --noconstant --quiet".split()
+    "--random_seed --l1 --l2 --cb_min_cost --cb_max_cost --ignore_linear --noconstant --quiet".split()
 )
 _ONE_TABLE_CB_TYPES = frozenset({"ips", "dm", "mtr", "sm"})
 

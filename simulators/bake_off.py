@@ -41,6 +41,7 @@ class HoneSetting:
         learning_rate: Of the model.
         baseline: Whether the model has terms that are the same for every class.
         wrong: Reward of a wrong class; the right one earns 1 more.
+        power_t: Of the model: how far a feature's rate falls with what it has learned.
         explorer_arguments: Of the VW explorer that the policy asks, if it does.
     """
 
@@ -48,6 +49,7 @@ class HoneSetting:
     learning_rate: float
     baseline: bool = True
     wrong: float = 0.0
+    power_t: float = 0.0
     explorer_arguments: str = ""
 
     def loss(self, stream: Stream) -> float:
@@ -58,14 +60,15 @@ class HoneSetting:
             learning_rate=self.learning_rate,
             baseline=self.baseline,
             wrong=self.wrong,
+            power_t=self.power_t,
             explorer_arguments=self.explorer_arguments,
         )
 
     def __str__(self) -> str:
         """Return what was set."""
         explorer = f" {self.explorer_arguments}" if self.explorer_arguments else ""
-        model = f"learning_rate={self.learning_rate:g} baseline={self.baseline} wrong={self.wrong:g}"
-        return f"{self.exploration!r}{explorer} {model}"
+        model = f"power_t={self.power_t:g} baseline={self.baseline} wrong={self.wrong:g}"
+        return f"{self.exploration!r}{explorer} learning_rate={self.learning_rate:g} {model}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +171,10 @@ def contestants() -> tuple[Contestant, ...]:
 
 
 def _hone() -> list[Contestant]:
-    """Return Hone's policies, each on the model as it is by default and on two without a baseline.
+    """Return Hone's policies on models that go, step by step, from what is the default to what VW does by itself.
 
-    Of those one gives a class that was never chosen the score of a wrong one, the other that of the right one.
+    The last step lets a class that was never chosen count as right, where before it counted as wrong. VW's explorers
+    inside Hone have all of the steps behind them.
     """
     policies: dict[str, tuple[Policy, ...]] = {
         "greedy": (Greedy(),),
@@ -178,22 +182,34 @@ def _hone() -> list[Contestant]:
         "softmax": tuple(Softmax(temperature=temperature) for temperature in (0.02, 0.05, 0.1)),
         "squarecb": tuple(SquareCB(gamma=gamma) for gamma in (100.0, 400.0, 1600.0)),
     }
-    models = {"": (True, 0.0), ", no baseline": (False, 0.0), ", no baseline, 0/-1": (False, -1.0)}
+    # Baseline, power_t, reward of a wrong class.
+    models = {
+        "": (True, 0.0, 0.0),
+        ", adaptive": (True, 0.5, 0.0),
+        ", no baseline": (False, 0.0, 0.0),
+        ", no baseline, adaptive": (False, 0.5, 0.0),
+        ", no baseline, adaptive, 0/-1": (False, 0.5, -1.0),
+    }
     found = []
-    for model, (baseline, wrong) in models.items():
+    for model, (baseline, power_t, wrong) in models.items():
         for name, explorations in policies.items():
-            settings = (HoneSetting(e, rate, baseline, wrong) for e in explorations for rate in _ONE_ACTION_RATES)
+            settings = (
+                HoneSetting(exploration, rate, baseline, wrong, power_t)
+                for exploration in explorations
+                for rate in _ONE_ACTION_RATES
+            )
             found.append(Contestant(name + model, "hone", tuple(settings)))
     explorers = {
         "vw first": [f"--first {n}" for n in (100, 500, 1500)],
-        "vw regcb": [f"--regcb --mellowness {m:g}" for m in (0.0001, 0.001, 0.01)],
+        # Costs of 0 and 1, which is what VW expects.
+        "vw regcb": [f"--regcb --mellowness {m:g} --cb_min_cost 0 --cb_max_cost 1" for m in (0.0001, 0.001, 0.01)],
         "vw squarecb": [f"--squarecb --gamma_scale {scale:g}" for scale in (10.0, 100.0, 1000.0)],
     }
     asked = VwExplorer(model="explorer", shortlist=50, uniform_share=0.0)
     for name, options in explorers.items():
         arguments = (f"--cb_explore_adf {option} --cb_type mtr" for option in options)
-        settings = (HoneSetting(asked, rate, False, -1.0, a) for a in arguments for rate in _RATES)
-        found.append(Contestant(f"{name}, no baseline, 0/-1", "hone", tuple(settings)))
+        settings = (HoneSetting(asked, rate, False, -1.0, 0.5, a) for a in arguments for rate in _RATES)
+        found.append(Contestant(name + list(models)[-1], "hone", tuple(settings)))
     return found
 
 

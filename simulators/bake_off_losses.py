@@ -56,6 +56,7 @@ def hone_loss(
     learning_rate: float,
     baseline: bool = True,
     wrong: float = 0.0,
+    power_t: float = 0.0,
     explorer_arguments: str = "",
 ) -> float:
     """Return the share of rows whose class was not chosen by Hone's scorer, draw and learner, learning as it goes.
@@ -66,14 +67,16 @@ def hone_loss(
         learning_rate: of the model, and of the explorer if there is one.
         baseline: whether they have terms that are the same for every class.
         wrong: reward of a wrong class; the right one earns 1 more.
+        power_t: as of a `ModelSpec`, for both.
         explorer_arguments: VW's, of the explorer that a `VwExplorer` policy asks.
     """
-    spec = ModelSpec(_BITS, learning_rate, _INTERACTIONS, _VERSION, baseline)
+    spec = ModelSpec(_BITS, learning_rate, _INTERACTIONS, _VERSION, baseline, power_t)
     learner, table = Learner(spec), WeightTable(spec)
     explorer = None
     if explorer_arguments:
         arguments = parse_explorer_arguments(explorer_arguments)
-        explorer = Explorer(ExplorerSpec(arguments, _BITS, learning_rate, _INTERACTIONS, _VERSION, baseline))
+        shape = ExplorerSpec(arguments, _BITS, learning_rate, _INTERACTIONS, _VERSION, baseline, power_t)
+        explorer = Explorer(shape)
     # Zero-padded, so that UTF-8 order is the order of the classes.
     ids = [f"c{number:03d}" for number in range(stream.n_classes)]
     stacked = {"item": ActionFeatures.stack([encode("item", {f"class={name}": 1.0}) for name in ids])}
