@@ -27,9 +27,10 @@ Progress = Callable[[int, int], None]
 # The seed of the stream that settings are chosen on; it is none of those that are reported.
 TUNING_SEED = 0
 _CONFIDENCE = 0.95
-# Of what learns on every action at once, where an update counts once for so many actions, and of what learns on one.
+# Of VW, which learns on every action at once: an update counts once for so many actions.
 _RATES = (0.02, 0.1, 0.5, 2.0, 8.0)
-_ONE_ACTION_RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
+# Of Hone, by whether a feature's rate falls with what it has learned; of VW's explorers inside Hone.
+_CONSTANT_RATES, _ADAPTIVE_RATES, _EXPLORER_RATES = (0.03, 0.1, 0.3, 1.0), (0.1, 0.3, 1.0, 3.0), (0.5, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,7 @@ def _hone() -> list[Contestant]:
             settings = (
                 HoneSetting(exploration, rate, baseline, wrong, power_t)
                 for exploration in explorations
-                for rate in _ONE_ACTION_RATES
+                for rate in (_ADAPTIVE_RATES if power_t else _CONSTANT_RATES)
             )
             found.append(Contestant(name + model, "hone", tuple(settings)))
     explorers = {
@@ -208,7 +209,7 @@ def _hone() -> list[Contestant]:
     asked = VwExplorer(model="explorer", shortlist=50, uniform_share=0.0)
     for name, options in explorers.items():
         arguments = (f"--cb_explore_adf {option} --cb_type mtr" for option in options)
-        settings = (HoneSetting(asked, rate, False, -1.0, 0.5, a) for a in arguments for rate in _RATES)
+        settings = (HoneSetting(asked, rate, False, -1.0, 0.5, a) for a in arguments for rate in _EXPLORER_RATES)
         found.append(Contestant(name + list(models)[-1], "hone", tuple(settings)))
     return found
 
