@@ -15,7 +15,7 @@ from service.logs import configure_logs
 from simulators.closed_loop import run_loop
 from simulators.loop_config import ServiceSettings
 from simulators.tune.judge import paired_gain
-from simulators.worlds.named import QUICK_SETTINGS, churning_world, clustered_world, synthetic_world
+from simulators.worlds.named import QUICK_SETTINGS, churning_world, clustered_world
 from simulators.worlds.tastes import ClusterTasteSpec
 from simulators.worlds.world import WorldSpec
 
@@ -33,7 +33,6 @@ def model_settings() -> dict[str, ServiceSettings]:
     return {
         _REFERENCE: model(0.02),
         "constant .005": model(0.005),
-        "adaptive .05": model(0.05, power_t=0.5),
         "adaptive .1": model(0.1, power_t=0.5),
         "constant .02, no baseline": model(0.02, baseline=False),
         "adaptive .1, no baseline": model(0.1, power_t=0.5, baseline=False),
@@ -48,7 +47,6 @@ def model_worlds() -> dict[str, tuple[WorldSpec, int]]:
         "clustered": (clustered_world(), 3_000),
         "churning": (churning_world(), 3_000),
         "drifting": (drifting, 5_000),
-        "synthetic": (synthetic_world(), 3_000),
     }
 
 
