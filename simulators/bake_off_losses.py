@@ -16,7 +16,8 @@ from bandit.exploration import Policy
 from bandit.explorer import Explorer, ExplorerSpec, parse_explorer_arguments
 from bandit.learner import Learner
 from bandit.policy import ActionFeatures, ModelSpec, WeightTable, row_features
-from bandit.slate import ActionSet, ExplorerPmf, SlateWalk, draw_slot
+from bandit.slate import ActionSet, ExplorerPmf, SlateWalk
+from bandit.slot import draw_slot
 from bandit.vw_format import Encoded, encode
 from simulators.datasets.classification import Classification
 
@@ -97,7 +98,7 @@ def hone_loss(
         )
         here = walk.pmf()
         assert here is not None
-        drawn = draw_slot(here, slot=0, uniform=uniform)
+        drawn = draw_slot(here, 0, uniform)
         n_wrong += drawn.action != label
         reward = wrong + float(drawn.action == label)
         learner.learn(shared, actions[drawn.action], reward=reward, propensity=drawn.propensity)
