@@ -237,20 +237,22 @@ def philox_uniforms(key: bytes, n: int) -> _Float64s:
 def score_actions(
     weights: _Float32s,
     *,
-    constant_index: int,
+    constant_index: int | None,
     prime: int,
     shared: Sequence[tuple[_UInt32s, _Float32s]],
     actions: Sequence[tuple[_UInt32s, _Float32s, Sequence[int]]],
+    n_linear: int = ...,
 ) -> _Float32s:
     """Return float32 [n], the expected reward of n actions under float32 [2^bits] weights.
 
     Args:
         weights: the model's table.
-        constant_index: of the weight that every example has.
+        constant_index: of the weight that every example has, None where there is none.
         prime: multiplies the first index of an interaction.
         shared: uint32 and float32 [m] of every shared namespace.
         actions: uint32 and float32 [n, f] of every namespace of the actions, and the positions in `shared` of what it
             interacts with.
+        n_linear: so many of the first shared namespaces have linear terms; all of them if nothing is said.
 
     Raises:
         ValueError: shapes do not agree, or the table is no power of two.

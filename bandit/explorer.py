@@ -31,7 +31,10 @@ _SWITCHES = frozenset({"--cb_explore_adf", "--greedify", "--nounif", "--first_on
 _SWITCHES |= {"--regcbopt", "--squarecb", "--synthcover"}
 _WITH_VALUE = frozenset({"--cb_type", "--epsilon", "--bag", "--cover", "--psi", "--rnd", "--rnd_alpha"})
 _WITH_VALUE |= {"--rnd_invlambda", "--mellowness", "--gamma_scale", "--gamma_exponent", "--first", "--lambda"}
-_WITH_VALUE |= {"--synthcoverpsi", "--random_seed"}
+_WITH_VALUE |= {"--synthcoverpsi", "--random_seed", "--cb_min_cost", "--cb_max_cost"}
+# RegCB asks what could still be best among costs within a range, by default [0, 1]. Ours are rewards with the sign
+# changed: outside it, where nothing can be told from anything.
+_COST_RANGE = ("--cb_min_cost", "-1", "--cb_max_cost", "1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +44,11 @@ class ExplorerSpec:
     Attributes:
         arguments: VW's, for example `("--cb_explore_adf", "--bag", "5")`.
         bits: log2 of the table size; loading a model costs memory and time in proportion to it.
-        learning_rate: VW's `-l`; the decay is off.
+        learning_rate: VW's `-l`.
         interactions: pairs of namespaces.
         schema_version: of the feature schema the explorer is trained on.
+        baseline: as of a `ModelSpec`.
+        power_t: as of a `ModelSpec`.
     """
 
     arguments: tuple[str, ...]
@@ -51,11 +56,22 @@ class ExplorerSpec:
     learning_rate: float
     interactions: Interactions
     schema_version: str
+    baseline: bool = True
+    power_t: float = 0.0
 
     def command(self) -> list[str]:
-        """Return VW's command line for this explorer."""
-        table = table_arguments(self.interactions, learning_rate=self.learning_rate, bits=self.bits)
-        return [*self.arguments, *table]
+        """Return VW's command line for this explorer; RegCB's costs are within [-1, 1] if nothing else is said."""
+        has_range = {"--cb_min_cost", "--cb_max_cost"}.intersection(self.arguments)
+        needs_range = {"--regcb", "--regcbopt"}.intersection(self.arguments)
+        costs = _COST_RANGE if needs_range and not has_range else ()
+        table = table_arguments(
+            self.interactions,
+            learning_rate=self.learning_rate,
+            bits=self.bits,
+            power_t=self.power_t,
+            baseline=self.baseline,
+        )
+        return [*self.arguments, *costs, *table]
 
 
 def parse_explorer_arguments(text: str) -> tuple[str, ...]:
@@ -73,7 +89,7 @@ def parse_explorer_arguments(text: str) -> tuple[str, ...]:
     waiting = ""
     for argument in arguments:
         if waiting:
-            if argument.startswith("-"):
+            if argument.startswith("-") and not argument[1:2].isdigit():
                 raise ValueError(f"{waiting} must be followed by its value, got {argument!r}")
             waiting = ""
         elif argument in _WITH_VALUE:

@@ -157,6 +157,9 @@ class FeatureSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         half_life_s: Item statistics halve in this time, in seconds: every counter and ratio of items decays by it.
         impressions_window_s: Showings to a user count for this long, in seconds.
         session_gap_s: A session ends after this long without an interaction or a slate, in seconds.
+        baseline: Whether models have the constant and the linear terms of context and user. They are the same for
+            every action of a request: they learn what anything shown there earns, and an action that nobody has seen
+            starts from that. Without them it starts from a reward of 0, and is judged by its own outcomes alone.
     """
 
     features: list[Feature] = []
@@ -164,6 +167,7 @@ class FeatureSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     half_life_s: float = 604_800.0
     impressions_window_s: float = 86_400.0
     session_gap_s: float = 1_800.0
+    baseline: bool = True
 
     def __post_init__(self) -> None:
         """Check that names are unique and interactions join a shared namespace with an action's, once.
@@ -195,7 +199,9 @@ class FeatureSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     @cached_property
     def version(self) -> str:
         """12 hexadecimal digits that change with any declaration; a model serves one version only."""
-        canonical = msgspec.json.encode(self, order="deterministic")
+        # `baseline` came later: where it is as it was, so is the version.
+        names = [name for name in self.__struct_fields__ if not (name == "baseline" and self.baseline)]
+        canonical = msgspec.json.encode({name: getattr(self, name) for name in names})
         return blake2b(canonical, digest_size=6).hexdigest()
 
     def sources(self, namespace: Namespace) -> frozenset[str]:

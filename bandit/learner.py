@@ -95,7 +95,11 @@ class Learner:
         self.loss_sum += (reward + cost) ** 2
         self.n_learned += 1
         self._untold.add(
-            [_CONSTANT, *[one.indices for one in shared.values()], *[one.indices for one in action.values()]],
+            [
+                *([_CONSTANT] if self.spec.baseline else []),
+                *[one.indices for one in self.spec.linear(shared).values()],
+                *[one.indices for one in action.values()],
+            ],
             [
                 (shared[first].indices, action[second].indices)
                 for first, second in self.spec.interactions

@@ -18,6 +18,7 @@ from vowpal_wabbit_next import CBLabel, Workspace
 from bandit._native import score_actions
 from bandit.vw_format import (
     ACTION_NAMESPACES,
+    BASELINE_NAMESPACES,
     CONSTANT_INDEX,
     INTERACTION_PRIME,
     Encoded,
@@ -41,19 +42,34 @@ class ModelSpec:
 
     Attributes:
         bits: log2 of the number of weights.
-        learning_rate: VW's `-l`; the decay is off.
+        learning_rate: VW's `-l`.
         interactions: pairs of namespaces.
         schema_version: of the feature schema the model is trained on.
+        baseline: whether it has terms that are the same for every action of a request: the constant, and the linear
+            ones of context and user.
+        power_t: VW's, in [0, 0.5]: how far a feature's rate falls with what it has learned. 0 keeps it as it is.
     """
 
     bits: int
     learning_rate: float
     interactions: Interactions
     schema_version: str
+    baseline: bool = True
+    power_t: float = 0.0
 
     def arguments(self) -> list[str]:
         """Return VW's command line for this model."""
-        return vw_arguments(self.interactions, learning_rate=self.learning_rate, bits=self.bits)
+        return vw_arguments(
+            self.interactions,
+            learning_rate=self.learning_rate,
+            bits=self.bits,
+            power_t=self.power_t,
+            baseline=self.baseline,
+        )
+
+    def linear(self, shared: Mapping[str, Encoded]) -> Mapping[str, Encoded]:
+        """Return the shared namespaces whose features have a weight each by themselves, beside those of pairs."""
+        return shared if self.baseline else {n: e for n, e in shared.items() if n not in BASELINE_NAMESPACES}
 
 
 class ActionFeatures(msgspec.Struct, frozen=True):
@@ -105,12 +121,16 @@ class WeightTable:
 
         Linear terms plus, for every declared pair of namespaces, the weight at (i_shared * prime) xor i_action.
         """
-        position = {name: place for place, name in enumerate(shared)}
+        # Namespaces with linear terms come first.
+        linear = self.spec.linear(shared)
+        ordered = {**linear, **shared}
+        position = {name: place for place, name in enumerate(ordered)}
         return score_actions(
             self.weights,
-            constant_index=CONSTANT_INDEX,
+            constant_index=CONSTANT_INDEX if self.spec.baseline else None,
             prime=_PRIME,
-            shared=[(encoded.indices, encoded.values) for encoded in shared.values()],
+            shared=[(encoded.indices, encoded.values) for encoded in ordered.values()],
+            n_linear=len(linear),
             actions=[
                 (
                     action.indices,
@@ -170,9 +190,9 @@ class ScoreTerms:
 
 def score_terms(spec: ModelSpec, shared: Mapping[str, Encoded], action: Mapping[str, Encoded]) -> ScoreTerms:
     """Return what the score of one action adds up from."""
-    features: list[tuple[tuple[str, str], ...]] = [()]
-    values = [np.ones(1)]
-    for namespace, encoded in (*shared.items(), *action.items()):
+    features: list[tuple[tuple[str, str], ...]] = [()] * spec.baseline
+    values = [np.ones(len(features))]
+    for namespace, encoded in (*spec.linear(shared).items(), *action.items()):
         features += [((namespace, name),) for name in encoded.names]
         values.append(encoded.values.astype(np.float64))
     for first, second in spec.interactions:
@@ -195,8 +215,8 @@ def touched_weights(
 ) -> npt.NDArray[np.int64]:
     """Return int64 table positions that learning an action can change, with repetitions."""
     mask = np.uint32((1 << spec.bits) - 1)
-    parts = [np.array([CONSTANT_INDEX], dtype=np.uint32)]
-    parts += [encoded.indices for encoded in (*shared.values(), *action.values())]
+    parts = [np.array([CONSTANT_INDEX] * spec.baseline, dtype=np.uint32)]
+    parts += [encoded.indices for encoded in (*spec.linear(shared).values(), *action.values())]
     for first, second in spec.interactions:
         if first in shared and second in action:
             halves = shared[first].indices * INTERACTION_PRIME

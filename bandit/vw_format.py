@@ -30,6 +30,8 @@ INTERACTION_PRIME = np.uint32(16777619)
 NAMESPACE_LETTERS = {"context": "C", "user": "U", "position": "P", "item": "I", "dynamic": "D"}
 SHARED_NAMESPACES = ("context", "user", "position")
 ACTION_NAMESPACES = ("item", "dynamic")
+# Whose linear terms are a part of the baseline. Position is not: what is lower earns less, in every model.
+BASELINE_NAMESPACES = ("context", "user")
 _NAMESPACE_CODES = {name: ord(letter) for name, letter in NAMESPACE_LETTERS.items()}
 
 # VW seeds the hash of a feature with that of its namespace, whose name has no namespace: seed 0.
@@ -68,16 +70,37 @@ def encode(namespace: str, features: dict[str, float]) -> Encoded:
     return Encoded(*_native.encode_features(_NAMESPACE_HASHES[namespace], features))
 
 
-def vw_arguments(interactions: tuple[tuple[str, str], ...], *, learning_rate: float, bits: int) -> list[str]:
-    """Return the command line of the regressor: MTR on costs, no learning-rate decay, named interactions only."""
-    return ["--cb_adf", "--cb_type", "mtr", *table_arguments(interactions, learning_rate=learning_rate, bits=bits)]
+def vw_arguments(
+    interactions: tuple[tuple[str, str], ...],
+    *,
+    learning_rate: float,
+    bits: int,
+    power_t: float = 0.0,
+    baseline: bool = True,
+) -> list[str]:
+    """Return the command line of the regressor: MTR on costs, named interactions only."""
+    table = table_arguments(interactions, learning_rate=learning_rate, bits=bits, power_t=power_t, baseline=baseline)
+    return ["--cb_adf", "--cb_type", "mtr", *table]
 
 
-def table_arguments(interactions: tuple[tuple[str, str], ...], *, learning_rate: float, bits: int) -> list[str]:
-    """Return the part of the command line that every model shares."""
-    arguments = ["--power_t", "0", "-l", repr(learning_rate), "-b", str(bits)]
+def table_arguments(
+    interactions: tuple[tuple[str, str], ...],
+    *,
+    learning_rate: float,
+    bits: int,
+    power_t: float = 0.0,
+    baseline: bool = True,
+) -> list[str]:
+    """Return the part of the command line that every model shares.
+
+    Without `baseline` a model has no constant and no linear terms of context and user, only what tells actions apart.
+    """
+    arguments = ["--power_t", f"{power_t:g}", "-l", repr(learning_rate), "-b", str(bits)]
     for first, second in interactions:
         arguments += ["-q", NAMESPACE_LETTERS[first] + NAMESPACE_LETTERS[second]]
+    if not baseline:
+        arguments += [word for name in BASELINE_NAMESPACES for word in ("--ignore_linear", NAMESPACE_LETTERS[name])]
+        arguments.append("--noconstant")
     return [*arguments, "--quiet"]
 
 
@@ -86,7 +109,7 @@ def table_arguments(interactions: tuple[tuple[str, str], ...], *, learning_rate:
 _ONE_TABLE_OPTIONS = frozenset(
     "--cb_adf --cb_explore_adf --cb_type --epsilon --first --softmax --lambda --squarecb --gamma_scale "
     "--gamma_exponent --regcb --regcbopt --mellowness --power_t --learning_rate -l --bit_precision -b --quadratic -q "
-    "--random_seed --l1 --l2 --quiet".split()
+    "--random_seed --l1 --l2 --cb_min_cost --cb_max_cost --ignore_linear --noconstant --quiet".split()
 )
 _ONE_TABLE_CB_TYPES = frozenset({"ips", "dm", "mtr", "sm"})
 

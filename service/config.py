@@ -104,6 +104,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     Attributes:
         bits: log2 of the number of weights; 0 takes 20, or 18 for an explorer.
         learning_rate: VW's `-l`.
+        power_t: VW's `--power_t`. At 0 the learning rate stays as it is. Above, each feature's own rate falls with what
+            it has learned: a new item learns fast while an old one is steady. Take a larger `learning_rate` then.
         checkpoint_s: Time between learner checkpoints, in seconds.
         arguments: Makes the model a VW explorer, for example `--cb_explore_adf --bag 5`; empty is the linear model that
             ranks. Every worker loads an explorer whole, and requests wait for it: keep its table small.
@@ -112,6 +114,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
 
     bits: int = 0
     learning_rate: Annotated[float, Meta(gt=0, le=10)] = 0.02
+    power_t: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
     checkpoint_s: Seconds = 10.0
     arguments: str = ""
     publish_s: Seconds = 5.0
@@ -423,6 +426,8 @@ class Config(Section, frozen=True, kw_only=True):
             learning_rate=model.learning_rate,
             interactions=tuple(self.features.interactions),
             schema_version=self.features.version,
+            baseline=self.features.baseline,
+            power_t=model.power_t,
         )
 
     def explorer_spec(self, name: str) -> ExplorerSpec:
@@ -434,6 +439,8 @@ class Config(Section, frozen=True, kw_only=True):
             learning_rate=model.learning_rate,
             interactions=tuple(self.features.interactions),
             schema_version=self.features.version,
+            baseline=self.features.baseline,
+            power_t=model.power_t,
         )
 
 

@@ -156,7 +156,7 @@ def open_artefact(stored: bytes, *, hmac_key: bytes | None) -> OpenedArtefact:
 def misfit(manifest: Manifest, spec: ModelSpec) -> str:
     """Return why a model of this shape cannot go on from an artefact, empty when it can.
 
-    The learning rate may differ: online learning goes on at the configured one.
+    The learning rate and its decay may differ: online learning goes on at the configured ones.
     """
     wanted = {"bits": spec.bits, "schema_version": spec.schema_version, "arguments": _shape(spec.arguments())}
     found = {"bits": manifest.bits, "schema_version": manifest.schema_version, "arguments": _shape(manifest.arguments)}
@@ -225,9 +225,9 @@ class ModelRegistry:
 
 
 def _shape(arguments: list[str]) -> list[str]:
-    """Return the arguments without the learning rate."""
-    place = arguments.index("-l") if "-l" in arguments else len(arguments)
-    return arguments[:place] + arguments[place + 2 :]
+    """Return the arguments without the learning rate and its decay."""
+    rates = [place for place, word in enumerate(arguments) if word in ("-l", "--power_t")]
+    return [word for place, word in enumerate(arguments) if place not in rates and place - 1 not in rates]
 
 
 def _write(folder: Path, artefact: Artefact) -> None:

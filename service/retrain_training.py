@@ -95,6 +95,8 @@ def spec_of(config: Config, model: str, configuration: RetrainConfiguration) -> 
         learning_rate=configuration.learning_rate,
         interactions=tuple(configuration.interactions),
         schema_version=schema_of(config, configuration).version,
+        baseline=config.features.baseline,
+        power_t=config.models[model].power_t,
     )
 
 

@@ -9,51 +9,67 @@ which makes the same problem of the same rows in the same order.
 from __future__ import annotations
 
 import math
-import re
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import t as student_t
-from vowpal_wabbit_next import run_cli_driver
 
-from bandit.exploration import Epsilon, Greedy, Policy, Softmax, SquareCB
-from bandit.learner import Learner
-from bandit.policy import ActionFeatures, ModelSpec, WeightTable, row_features
-from bandit.slate import ActionSet, SlateWalk
-from bandit.slot import draw_slot
-from bandit.vw_format import encode
+from bandit.exploration import Epsilon, Greedy, Policy, Softmax, SquareCB, VwExplorer
+from simulators.bake_off_losses import Stream, driver_loss, hone_loss
 from simulators.datasets.classification import Classification
 
 Progress = Callable[[int, int], None]
 
 # The seed of the stream that settings are chosen on; it is none of those that are reported.
 TUNING_SEED = 0
-_BITS = 16
 _CONFIDENCE = 0.95
-_LOSS_LINE = re.compile(r"^average loss = ([0-9.]+)", re.MULTILINE)
+# Of VW, which learns on every action at once: an update counts once for so many actions.
+_RATES = (0.02, 0.1, 0.5, 2.0, 8.0)
+# Of Hone, by whether a feature's rate falls with what it has learned; of VW's explorers inside Hone.
+_CONSTANT_RATES, _ADAPTIVE_RATES, _EXPLORER_RATES = (0.03, 0.1, 0.3, 1.0), (0.1, 0.3, 1.0, 3.0), (0.5, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
 class HoneSetting:
-    """One of Hone's policies with the learning rate of the model under it."""
+    """One of Hone's policies with the model under it.
+
+    Attributes:
+        exploration: The policy.
+        learning_rate: Of the model.
+        baseline: Whether the model has terms that are the same for every class.
+        wrong: Reward of a wrong class; the right one earns 1 more.
+        power_t: Of the model: how far a feature's rate falls with what it has learned.
+        explorer_arguments: Of the VW explorer that the policy asks, if it does.
+    """
 
     exploration: Policy
     learning_rate: float
+    baseline: bool = True
+    wrong: float = 0.0
+    power_t: float = 0.0
+    explorer_arguments: str = ""
 
     def loss(self, stream: Stream) -> float:
         """Return the progressive loss of the production parts over a stream."""
-        return hone_loss(stream, exploration=self.exploration, learning_rate=self.learning_rate)
+        return hone_loss(
+            stream,
+            exploration=self.exploration,
+            learning_rate=self.learning_rate,
+            baseline=self.baseline,
+            wrong=self.wrong,
+            power_t=self.power_t,
+            explorer_arguments=self.explorer_arguments,
+        )
 
     def __str__(self) -> str:
         """Return what was set."""
-        return f"{self.exploration!r} learning_rate={self.learning_rate:g}"
+        explorer = f" {self.explorer_arguments}" if self.explorer_arguments else ""
+        model = f"power_t={self.power_t:g} baseline={self.baseline} wrong={self.wrong:g}"
+        return f"{self.exploration!r}{explorer} learning_rate={self.learning_rate:g} {model}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,29 +121,6 @@ class Contestant:
     settings: tuple[Setting, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Stream:
-    """Rows of a set in a seeded order.
-
-    Attributes:
-        features: float64 [n, d].
-        labels: int64 [n].
-        n_classes: Classes of the set.
-        seed: Of the order, and of every draw made along it.
-    """
-
-    features: npt.NDArray[np.float64]
-    labels: npt.NDArray[np.int64]
-    n_classes: int
-    seed: int
-
-    @classmethod
-    def of(cls, found: Classification, *, seed: int, n_rows: int) -> Stream:
-        """Return the first `n_rows` of a shuffled set; all of them when it has fewer."""
-        order = np.random.default_rng([seed, 1]).permutation(len(found.labels))[:n_rows]
-        return cls(found.features[order], found.labels[order], found.n_classes, seed)
-
-
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a contestant lost on a set.
@@ -175,32 +168,69 @@ class BakeOff:
 
 def contestants() -> tuple[Contestant, ...]:
     """Return who takes part: Hone's policies, VW's explorers, and a learner that is told everything."""
-    hone_rates, vw_rates = (0.01, 0.03, 0.1, 0.3), (0.02, 0.1, 0.5, 2.0)
+    return (*_hone(), *_vw(), Contestant("told everything", "reference", tuple(KnowsAll(f"-l {r:g}") for r in _RATES)))
 
-    def hone(name: str, *explorations: Policy) -> Contestant:
-        return Contestant(name, "hone", tuple(HoneSetting(e, rate) for e in explorations for rate in hone_rates))
 
-    def vw(name: str, *options: str) -> Contestant:
-        settings = tuple(VwSetting(f"{o} --cb_type mtr -l {rate:g}") for o in options for rate in vw_rates)
-        return Contestant(name, "vw", settings)
+def _hone() -> list[Contestant]:
+    """Return Hone's policies on models that go, step by step, from what is the default to what VW does by itself.
 
-    return (
-        hone("greedy", Greedy()),
-        hone("epsilon", *(Epsilon(rate=rate) for rate in (0.02, 0.05, 0.1))),
-        hone("softmax", *(Softmax(temperature=t) for t in (0.02, 0.05, 0.1))),
-        hone("squarecb", *(SquareCB(gamma=gamma) for gamma in (100.0, 400.0, 1600.0))),
-        vw("--epsilon", *(f"--epsilon {rate:g}" for rate in (0.02, 0.05, 0.1))),
-        vw("--first", *(f"--first {n}" for n in (100, 500, 1500))),
-        vw("--bag", *(f"--bag {n}" for n in (2, 5, 10))),
-        vw("--cover", *(f"--cover 5 --psi {psi:g} --nounif" for psi in (0.01, 0.1, 1.0))),
-        vw("--rnd", *(f"--rnd 3 --epsilon {rate:g}" for rate in (0.0, 0.02, 0.05))),
-        vw("--regcb", *(f"--regcb --mellowness {m:g}" for m in (0.0001, 0.001, 0.01))),
-        vw("--squarecb", *(f"--squarecb --gamma_scale {scale:g}" for scale in (10.0, 100.0, 1000.0))),
-        # As Hone learns, without decay of the rate: what is left is the exploration, and that VW learns on all actions.
-        vw("--epsilon -p0", *(f"--power_t 0 --epsilon {rate:g}" for rate in (0.02, 0.05, 0.1))),
-        vw("--squarecb -p0", *(f"--power_t 0 --squarecb --gamma_scale {scale:g}" for scale in (10.0, 100.0, 1000.0))),
-        Contestant("told everything", "reference", tuple(KnowsAll(f"-l {rate:g}") for rate in vw_rates)),
-    )
+    The last step lets a class that was never chosen count as right, where before it counted as wrong. VW's explorers
+    inside Hone have all of the steps behind them.
+    """
+    policies: dict[str, tuple[Policy, ...]] = {
+        "greedy": (Greedy(),),
+        "epsilon": tuple(Epsilon(rate=rate) for rate in (0.02, 0.05, 0.1)),
+        "softmax": tuple(Softmax(temperature=temperature) for temperature in (0.02, 0.05, 0.1)),
+        "squarecb": tuple(SquareCB(gamma=gamma) for gamma in (100.0, 400.0, 1600.0)),
+    }
+    # Baseline, power_t, reward of a wrong class.
+    models = {
+        "": (True, 0.0, 0.0),
+        ", adaptive": (True, 0.5, 0.0),
+        ", no baseline": (False, 0.0, 0.0),
+        ", no baseline, adaptive": (False, 0.5, 0.0),
+        ", no baseline, adaptive, 0/-1": (False, 0.5, -1.0),
+    }
+    found = []
+    for model, (baseline, power_t, wrong) in models.items():
+        for name, explorations in policies.items():
+            settings = (
+                HoneSetting(exploration, rate, baseline, wrong, power_t)
+                for exploration in explorations
+                for rate in (_ADAPTIVE_RATES if power_t else _CONSTANT_RATES)
+            )
+            found.append(Contestant(name + model, "hone", tuple(settings)))
+    explorers = {
+        "vw first": [f"--first {n}" for n in (100, 500, 1500)],
+        # Costs of 0 and 1, which is what VW expects.
+        "vw regcb": [f"--regcb --mellowness {m:g} --cb_min_cost 0 --cb_max_cost 1" for m in (0.0001, 0.001, 0.01)],
+        "vw squarecb": [f"--squarecb --gamma_scale {scale:g}" for scale in (10.0, 100.0, 1000.0)],
+    }
+    asked = VwExplorer(model="explorer", shortlist=50, uniform_share=0.0)
+    for name, options in explorers.items():
+        arguments = (f"--cb_explore_adf {option} --cb_type mtr" for option in options)
+        settings = (HoneSetting(asked, rate, False, -1.0, 0.5, a) for a in arguments for rate in _EXPLORER_RATES)
+        found.append(Contestant(name + list(models)[-1], "hone", tuple(settings)))
+    return found
+
+
+def _vw() -> list[Contestant]:
+    families = {
+        "--epsilon": [f"--epsilon {rate:g}" for rate in (0.02, 0.05, 0.1)],
+        "--first": [f"--first {n}" for n in (100, 500, 1500)],
+        "--bag": [f"--bag {n}" for n in (2, 5, 10)],
+        "--cover": [f"--cover 5 --psi {psi:g} --nounif" for psi in (0.01, 0.1, 1.0)],
+        "--rnd": [f"--rnd 3 --epsilon {rate:g}" for rate in (0.0, 0.02, 0.05)],
+        "--regcb": [f"--regcb --mellowness {m:g}" for m in (0.0001, 0.001, 0.01)],
+        "--squarecb": [f"--squarecb --gamma_scale {scale:g}" for scale in (10.0, 100.0, 1000.0)],
+    }
+    # As Hone learns, without decay of the rate.
+    for name in ("--epsilon", "--squarecb"):
+        families[f"{name} -p0"] = [f"--power_t 0 {option}" for option in families[name]]
+    return [
+        Contestant(name, "vw", tuple(VwSetting(f"{o} --cb_type mtr -l {rate:g}") for o in options for rate in _RATES))
+        for name, options in families.items()
+    ]
 
 
 def run_bake_off(
@@ -253,64 +283,3 @@ def compete(found: Classification, entrant: Contestant, *, seeds: Sequence[int],
     best = min(entrant.settings, key=lambda setting: setting.loss(tuning))
     losses = tuple(best.loss(Stream.of(found, seed=seed, n_rows=n_rows)) for seed in seeds)
     return Result(str(best), losses)
-
-
-def hone_loss(stream: Stream, *, exploration: Policy, learning_rate: float) -> float:
-    """Return the share of rows whose class was not chosen by Hone's scorer, draw and learner, learning as it goes."""
-    spec = ModelSpec(
-        bits=_BITS, learning_rate=learning_rate, interactions=(("context", "item"),), schema_version="bake-off"
-    )
-    learner, table = Learner(spec), WeightTable(spec)
-    # Zero-padded, so that UTF-8 order is the order of the classes.
-    ids = [f"c{number:03d}" for number in range(stream.n_classes)]
-    stacked = {"item": ActionFeatures.stack([encode("item", {f"class={name}": 1.0}) for name in ids])}
-    actions = [{"item": row_features(stacked["item"], number)} for number in range(stream.n_classes)]
-    columns = [f"f{number}" for number in range(stream.features.shape[1])]
-    uniforms = np.random.default_rng([stream.seed, 2]).random(len(stream.labels))
-    n_wrong = 0
-    for values, label, uniform in zip(stream.features.tolist(), stream.labels.tolist(), uniforms.tolist(), strict=True):
-        shared = {"context": encode("context", dict(zip(columns, values, strict=True)))}
-        walk = SlateWalk(
-            actions=ActionSet(ids=ids, scores=table.score(shared, stacked), columns={}),
-            exploration=exploration,  # type: ignore[arg-type] # every policy here is one that surfaces may declare
-            rules=[],
-            now_ms=0,
-            n_slots=1,
-            discovery_positions=(),
-        )
-        here = walk.pmf()
-        assert here is not None
-        drawn = draw_slot(here, 0, uniform)
-        reward = float(drawn.action == label)
-        n_wrong += drawn.action != label
-        learner.learn(shared, actions[drawn.action], reward=reward, propensity=drawn.propensity)
-        change = learner.change()
-        learner.forget_change()
-        table.apply(change.indices, change.values, version=table.version + 1)
-    return n_wrong / len(stream.labels)
-
-
-def driver_loss(stream: Stream, *, arguments: str) -> float:
-    """Return the progressive loss that VW's command-line driver prints for a stream.
-
-    Raises:
-        ValueError: VW printed none.
-    """
-    with tempfile.TemporaryDirectory(prefix="hone-bake-off-") as folder:
-        path = Path(folder) / "stream.vw"
-        path.write_text("".join(_lines(stream)), encoding="ascii")
-        command = [*arguments.split(), "-d", path.name, "--random_seed", str(stream.seed + 1), "-b", str(_BITS)]
-        printed, _ = run_cli_driver(command, onethread=True, cwd=Path(folder))
-    match = _LOSS_LINE.search(printed)
-    if match is None:
-        raise ValueError(f"vw {arguments} must print an average loss, got {printed[-300:]!r}")
-    return float(match[1])
-
-
-def _lines(stream: Stream) -> list[str]:
-    """Return VW's lines of class (from 1) and features; float32 numbers, as Hone's model sees them."""
-    rows = stream.features.astype(np.float32).tolist()
-    return [
-        f"{label + 1} |c {' '.join(f'f{number}:{value:.9g}' for number, value in enumerate(row) if value)}\n"
-        for label, row in zip(stream.labels.tolist(), rows, strict=True)
-    ]

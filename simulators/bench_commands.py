@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from service.logs import configure_logs
 from simulators.benchmarks.closed_loop import bench_closed_loop
 from simulators.benchmarks.embeddings import bench_embeddings
 from simulators.benchmarks.learning import bench_learning
+from simulators.benchmarks.model_settings import bench_model_settings
 from simulators.benchmarks.ranking import bench_ranking
 from simulators.benchmarks.report import save_result
 from simulators.benchmarks.retraining import bench_retraining
@@ -66,6 +68,18 @@ def retraining_command(as_json: AsJson = False) -> None:
     with Console(stderr=True).status("starting") as status:
         figures = bench_retraining(status.update)
     _report("retraining", figures, as_json=as_json)
+
+
+@bench.command("model-settings", epilog="Example: hone bench model-settings --seeds 8 --json")
+def model_settings_command(
+    seeds: Annotated[int, typer.Option(min=2, help="Runs of each.")] = 5,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
+    as_json: AsJson = False,
+) -> None:
+    """Learning rate, its decay and the baseline of a model, in the closed loop of several worlds."""
+    with Console(stderr=True).status("starting") as status:
+        figures = bench_model_settings(status.update, n_seeds=seeds, jobs=jobs)
+    _report("model_settings", figures, as_json=as_json)
 
 
 @bench.command("simulators", epilog="Example: hone bench simulators --obp-python obp/bin/python --json")

@@ -30,16 +30,20 @@ class ServiceSettings:
     Attributes:
         n_candidates: Candidates of a request; 0 takes the whole catalogue.
         learning_rate: Of the model.
+        power_t: Of the model: how far a feature's rate falls with what it has learned.
         bits: Of the model's table.
         negative_window_s: How long a slot waits for a click, in seconds.
         window_s: Attribution window, in seconds.
+        baseline: Whether the model has terms that are the same for every action of a request.
     """
 
     n_candidates: int = 0
     learning_rate: float = 0.02
+    power_t: float = 0.0
     bits: int = 18
     negative_window_s: float = 60.0
     window_s: float = 600.0
+    baseline: bool = True
 
 
 def build_config(
@@ -79,10 +83,16 @@ def build_config(
         features=FeatureSchema(
             features=[*world.tastes.features(), *(history if world.sees_history else []), *own],
             interactions=[("context", "item"), *([("user", "item")] if world.sees_history else [])],  # type: ignore[list-item]
+            baseline=settings.baseline,
         ),
         # Here is no restart; but what the archiver may trim goes by the learner's checkpoint.
         models={
-            MODEL: ModelConfig(bits=settings.bits, learning_rate=settings.learning_rate, checkpoint_s=settings.window_s)
+            MODEL: ModelConfig(
+                bits=settings.bits,
+                learning_rate=settings.learning_rate,
+                power_t=settings.power_t,
+                checkpoint_s=settings.window_s,
+            )
         },
         store=StoreConfig(timeout_s=_NEVER_S, impressions_limit=4 * world.n_slots),
         archive=ArchiveConfig(flush_s=600.0, flush_entries=5_000, journal_keep_s=2.0 * settings.window_s),

@@ -230,6 +230,8 @@ def _explorer(request: ReplayRequest, config: Config) -> Explorer:
                 learning_rate=model.learning_rate,
                 interactions=tuple(config.features.interactions),
                 schema_version=config.features.version,
+                baseline=config.features.baseline,
+                power_t=model.power_t,
             )
         )
     except ValueError as error:

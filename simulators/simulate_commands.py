@@ -81,6 +81,12 @@ def simulate_command(
     discovery_share: Annotated[float, typer.Option(help="Share of the slots reserved for discovery.")] = 0.0,
     candidates: Annotated[int, typer.Option(help="Candidates of a request; 0 takes all items, 200 at the most.")] = 0,
     learning_rate: Annotated[float, typer.Option(help="Of the simulated service's model.")] = 0.05,
+    power_t: Annotated[
+        float, typer.Option(min=0.0, max=0.5, help="Of the same: how far a feature's rate falls as it learns.")
+    ] = 0.0,
+    baseline: Annotated[
+        bool, typer.Option(help="Whether the model has terms that are the same for every action of a request.")
+    ] = True,
     every: Annotated[int, typer.Option(min=1, help="Decisions between two lines of the curve.")] = 500,
     out: Annotated[
         Path | None,
@@ -121,7 +127,13 @@ def simulate_command(
                 )
             else:
                 n_candidates = candidates or min(spec.churn.n_live, _MAX_CANDIDATES)
-                settings = replace(QUICK_SETTINGS, n_candidates=n_candidates, learning_rate=learning_rate)
+                settings = replace(
+                    QUICK_SETTINGS,
+                    n_candidates=n_candidates,
+                    learning_rate=learning_rate,
+                    power_t=power_t,
+                    baseline=baseline,
+                )
                 run = _in_process(
                     spec,
                     policy=policy,

@@ -142,5 +142,5 @@ PYBIND11_MODULE(_native, m) {
           [](const py::bytes& key, std::size_t n) { return philox_uniforms(std::string_view(key), n); }, py::arg("key"),
           py::arg("n"));
     m.def("score_actions", &score_actions, py::arg("weights").noconvert(), py::kw_only(), py::arg("constant_index"),
-          py::arg("prime"), py::arg("shared"), py::arg("actions"));
+          py::arg("prime"), py::arg("shared"), py::arg("actions"), py::arg("n_linear") = SIZE_MAX);
 }

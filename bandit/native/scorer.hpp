@@ -1,6 +1,8 @@
 // Scores of a linear model with pairwise interactions, straight from its weight table.
 #pragma once
 
+#include <optional>
+
 #include "limits.hpp"
 
 namespace hone {
@@ -48,19 +50,21 @@ inline void add_costs(std::vector<double>& costs, const Table& table, const Cros
     }
 }
 
-// float32 [n], expected rewards: the linear terms of all features, and for the interactions the weight at
+// float32 [n], expected rewards: the constant, if there is one; the linear terms of the actions' features and of the first
+// `n_linear` shared namespaces; and for the interactions the weight at
 // (i_shared * prime) xor i_action. Added up in float64 and in a fixed order.
-inline py::array_t<float> score_actions(const Array<float>& weights, std::uint32_t constant_index, std::uint32_t prime,
-                                        const std::vector<Features>& shared,
-                                        const std::vector<CrossedFeatures>& actions) {
+inline py::array_t<float> score_actions(const Array<float>& weights, std::optional<std::uint32_t> constant_index,
+                                        std::uint32_t prime, const std::vector<Features>& shared,
+                                        const std::vector<CrossedFeatures>& actions, std::size_t n_linear) {
     const Table table(weights);
     if (actions.empty()) throw std::invalid_argument("actions must have a namespace");
     const py::ssize_t n = std::get<0>(actions.front()).shape(0);
-    double constant = *table.at(constant_index);
-    for (const auto& [indices, values] : shared) {
+    double constant = constant_index ? *table.at(*constant_index) : 0.0;
+    for (std::size_t place = 0; place < shared.size(); ++place) {
+        const auto& [indices, values] = shared[place];
         if (indices.ndim() != 1 || indices.size() != values.size())
             throw std::invalid_argument("indices and values [m] of shared features must agree");
-        for (py::ssize_t i = 0; i < indices.size(); ++i)
+        for (py::ssize_t i = 0; place < n_linear && i < indices.size(); ++i)
             constant += static_cast<double>(*table.at(indices.data()[i])) * static_cast<double>(values.data()[i]);
     }
     std::vector<double> costs(n, constant);

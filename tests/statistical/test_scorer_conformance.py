@@ -42,7 +42,10 @@ def _cases(rng: np.random.Generator) -> Iterator[Case]:
         for _ in range(n_specs):
             chosen = [pair for pair in PAIRS if rng.random() < 0.5]
             rng.shuffle(chosen)
-            spec = ModelSpec(bits=bits, learning_rate=0.1, interactions=tuple(chosen), schema_version="v")
+            baseline = bool(rng.random() < 0.7)
+            spec = ModelSpec(
+                bits=bits, learning_rate=0.1, interactions=tuple(chosen), schema_version="v", baseline=baseline
+            )
             table, reference = WeightTable(spec), VwReference(spec)
             table.weights[:] = np.resize(rng.normal(scale=0.05, size=1 << 16), 1 << bits)
             for _ in range(n_cases // n_specs + (n_cases % n_specs > 0)):

@@ -13,7 +13,7 @@ import pytest
 from scipy.stats import binom
 from typer.testing import CliRunner
 
-from bandit.exploration import Epsilon, Greedy, Policy, Softmax
+from bandit.exploration import Epsilon, Greedy, Policy, Softmax, VwExplorer
 from service.cli import app
 from simulators.bake_off import (
     TUNING_SEED,
@@ -21,14 +21,12 @@ from simulators.bake_off import (
     HoneSetting,
     KnowsAll,
     Result,
-    Stream,
     VwSetting,
     compete,
     contestants,
-    driver_loss,
-    hone_loss,
     run_bake_off,
 )
+from simulators.bake_off_losses import Stream, driver_loss, hone_loss
 from simulators.datasets.classification import SETS, SHAPES, Classification, Shape, parse
 from simulators.datasets.fetch import fetch
 
@@ -73,6 +71,23 @@ def test_the_driver_is_blind_where_it_only_explores_and_right_where_it_is_told_e
     assert KnowsAll("-l 0.5").loss(rows) < 0.2
 
 
+def test_hones_settings_reach_the_model_and_the_explorer() -> None:
+    usual = HoneSetting(Epsilon(rate=0.1), 0.1)
+    explorer = VwExplorer(model="explorer", shortlist=50, uniform_share=0.0)
+    others = (
+        replace(usual, baseline=False),
+        replace(usual, wrong=-1.0),
+        replace(usual, power_t=0.5),
+        replace(usual, exploration=explorer, explorer_arguments="--cb_explore_adf --first 100"),
+    )
+    losses = {setting.loss(stream()) for setting in (usual, *others)}
+    assert len(losses) == 5
+    assert len({str(setting) for setting in (usual, *others)}) == 5
+    # An explorer that does nothing but explore is blind, whatever the model that ranks has learned.
+    blind = replace(usual, exploration=explorer, explorer_arguments="--cb_explore_adf --first 800")
+    assert is_blind(blind.loss(stream()), 800)
+
+
 def test_a_stream_is_the_same_for_everyone_and_for_every_run_and_differs_by_seed() -> None:
     one, again, other = stream(seed=1), stream(seed=1), stream(seed=2)
     assert np.array_equal(one.labels, again.labels)
@@ -94,7 +109,7 @@ def test_settings_are_chosen_on_a_stream_that_is_not_reported() -> None:
 
 
 def test_every_contestant_runs_with_every_setting_that_it_chooses_from() -> None:
-    rows = stream(60)
+    rows = stream(20)
     for entrant in contestants():
         assert all(0.0 <= setting.loss(rows) <= 1.0 for setting in entrant.settings), entrant.name
 

@@ -11,8 +11,9 @@ import pytest
 from bandit.exploration import Epsilon, Exploration
 from service.config import load_config
 from service.inspect_log import AuditFindings, read_archive
+from simulators.benchmarks.model_settings import bench_model_settings
 from simulators.closed_loop import learn_model, run_loop, true_value
-from simulators.loop_config import build_config, config_text
+from simulators.loop_config import MODEL, build_config, config_text
 from simulators.loop_curve import LoopRun
 from simulators.worlds.named import QUICK_SETTINGS, churning_world, clustered_world, synthetic_world
 
@@ -138,6 +139,28 @@ def test_the_configuration_of_a_loop_is_written_as_a_service_reads_it(tmp_path: 
     assert (read.features, read.models, read.surfaces) == (config.features, config.models, config.surfaces)
     assert read.version == config.version
     assert read.data_dir == str(tmp_path)
+
+
+def test_a_models_own_settings_reach_the_model_that_serves_and_learns() -> None:
+    settings = replace(QUICK_SETTINGS, learning_rate=0.2, power_t=0.5, baseline=False)
+    spec = build_config(clustered_world(), exploration=EXPLORING, settings=settings).model_spec(MODEL)
+    assert (spec.learning_rate, spec.power_t, spec.baseline) == (0.2, 0.5, False)
+    usual, other = (
+        run_loop(clustered_world(), exploration=EXPLORING, n_decisions=300, seed=1, every=300, settings=each)
+        for each in (QUICK_SETTINGS, settings)
+    )
+    assert usual.mean("value") != other.mean("value")
+
+
+def test_settings_are_compared_on_the_same_runs() -> None:
+    settings = {"as is": QUICK_SETTINGS, "adaptive": replace(QUICK_SETTINGS, power_t=0.5)}
+    found = bench_model_settings(
+        lambda said: None, n_seeds=2, jobs=1, worlds={"clustered": (clustered_world(), 200)}, settings=settings
+    )
+    by_name = found["worlds"]["clustered"]["settings"]
+    assert by_name["as is"]["gain"] == 0.0
+    assert by_name["as is"]["by_seed"] != by_name["adaptive"]["by_seed"]
+    assert all(0.0 < share < 1.0 for one in by_name.values() for share in one["by_seed"])
 
 
 @pytest.mark.parametrize(("n_decisions", "every"), [(0, 1), (1, 0)])

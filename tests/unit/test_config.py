@@ -62,6 +62,7 @@ def test_an_unknown_key_is_an_error_that_names_it(tmp_path: Path, text: str, nam
     [
         ("bits = 18", "bits = 'many'", r"\$\.models\[\.\.\.\]\.bits"),
         ("bits = 18", "bits = 9", r"bits must be in \[10, 28\], got 9"),
+        ("bits = 18", "power_t = 0.7", r"\$\.models\[\.\.\.\]\.power_t"),
         ("rate = 0.1", "rate = 1.5", r"rate must be in \[0, 1\], got 1.5"),
         ('kind = "epsilon"', 'kind = "magic"', r"exploration\.kind"),
         ('kind = "max_per"', 'kind = "min_per"', r"rules\[0\]\.kind"),

@@ -130,9 +130,14 @@ def test_the_version_changes_with_every_declaration_and_with_nothing_else() -> N
     schemas.append(FeatureSchema(features=[_feature()], half_life_s=1.0))
     schemas.append(FeatureSchema(features=[_feature()], impressions_window_s=1.0))
     schemas.append(FeatureSchema(features=[_feature()], session_gap_s=1.0))
+    schemas.append(FeatureSchema(features=[_feature()], baseline=False))
     schemas.append(FeatureSchema(features=[_feature(name="g"), _feature()]))
     assert len({schema.version for schema in schemas}) == len(schemas)
     assert FeatureSchema(features=[_feature()]).version == schemas[0].version
+
+
+def test_the_version_of_what_was_declared_before_there_was_a_choice_of_baseline_stays() -> None:
+    assert FeatureSchema().version == FeatureSchema(baseline=True).version == "5c7cee51010c"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -50,20 +52,36 @@ def _state(learner: Learner) -> np.ndarray:
 
 
 @settings(deadline=None, derandomize=True, max_examples=25)
-@given(seed=st.integers(0, 10**6), cuts=st.sets(st.integers(0, 40), min_size=1, max_size=3))
-def test_learning_on_after_a_restart_equals_never_stopping(seed: int, cuts: set[int]) -> None:
-    outcomes = _outcomes(40, seed)
-    undisturbed = Learner(SPEC)
+@given(
+    seed=st.integers(0, 10**6),
+    cuts=st.sets(st.integers(0, 40), min_size=1, max_size=3),
+    power_t=st.sampled_from([0.0, 0.25, 0.5]),
+)
+def test_learning_on_after_a_restart_equals_never_stopping(seed: int, cuts: set[int], power_t: float) -> None:
+    outcomes, spec = _outcomes(40, seed), replace(SPEC, power_t=power_t)
+    undisturbed = Learner(spec)
     _learn(undisturbed, outcomes)
-    restarted = Learner(SPEC)
+    restarted = Learner(spec)
     done = 0
     for cut in sorted(cuts):
         _learn(restarted, outcomes[done:cut])
-        restarted = Learner(SPEC, restarted.serialize())
+        restarted = Learner(spec, restarted.serialize())
         done = cut
     _learn(restarted, outcomes[done:])
     assert _state(undisturbed).any(axis=0).all()
     assert (_state(restarted) == _state(undisturbed)).all()
+
+
+def test_what_was_learned_with_a_constant_rate_goes_on_with_a_falling_one() -> None:
+    constant, falling = replace(SPEC, power_t=0.0), replace(SPEC, power_t=0.5)
+    first, then = _outcomes(40, 1), _outcomes(40, 2)
+    learner = Learner(constant)
+    _learn(learner, first)
+    changed, same = Learner(falling, learner.serialize()), Learner(constant, learner.serialize())
+    assert (_state(changed) == _state(same)).all()
+    _learn(changed, then)
+    _learn(same, then)
+    assert not (_state(changed) == _state(same)).all()
 
 
 def test_one_action_learns_as_plain_regression_on_costs_weighted_by_one_over_the_propensity() -> None:

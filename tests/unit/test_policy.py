@@ -34,6 +34,7 @@ def _worlds(draw: st.DrawFn) -> tuple[ModelSpec, dict[str, Encoded], list[dict[s
         learning_rate=0.1,
         interactions=tuple(draw(st.lists(st.sampled_from(PAIRS), unique=True))),
         schema_version="v",
+        baseline=draw(st.booleans()),
     )
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
 
@@ -136,9 +137,11 @@ def test_touched_weights_cover_every_weight_that_learning_changes(
         after = _dense(learner)
         changed = set(np.flatnonzero(before != after).tolist())
         touched = touched_weights(spec, shared, action)
-        assert changed
+        # Without a baseline there may be nothing to learn on.
+        assert changed or not (spec.baseline or len(touched))
         assert changed <= set(touched.tolist())
-        n_terms = 1 + sum(len(e.indices) for e in (*shared.values(), *action.values()))
+        with_linear = [e for name, e in shared.items() if spec.baseline or name == "position"]
+        n_terms = spec.baseline + sum(len(e.indices) for e in (*with_linear, *action.values()))
         n_terms += sum(
             len(shared[a].indices) * len(action[b].indices) for a, b in spec.interactions if a in shared and b in action
         )
@@ -151,6 +154,22 @@ def _dense(learner: Learner) -> np.ndarray:
     change = learner.all_weights()
     weights[change.indices] = change.values
     return weights
+
+
+def test_without_a_baseline_an_action_that_nobody_saw_scores_0_whatever_others_earn() -> None:
+    interactions = (("context", "item"), ("user", "item"))
+    shared = {name: encode(name, {"f": 1.0}) for name in ("context", "user")}
+    seen, new = ({"item": encode("item", {name: 1.0})} for name in ("seen", "new"))
+    for baseline in (True, False):
+        spec = ModelSpec(bits=18, learning_rate=0.1, interactions=interactions, schema_version="v", baseline=baseline)
+        learner, table = Learner(spec), WeightTable(spec)
+        for _ in range(20):
+            learner.learn(shared, seen, reward=1.0, propensity=1.0)
+        table.weights[:] = _dense(learner)
+        of_seen, of_new = table.score(shared, _stacked([seen, new])).tolist()
+        assert of_seen == pytest.approx(1.0, abs=0.2)
+        assert (of_new > 0.3) == baseline
+        assert baseline or of_new == 0.0
 
 
 def test_a_score_is_the_expected_reward_so_better_is_up() -> None:

@@ -381,6 +381,8 @@ def test_a_model_goes_on_at_its_own_learning_rate_and_refuses_another_shape() ->
     learner = _trained()
     faster = [*SPEC.arguments()]
     faster[faster.index("-l") + 1] = "0.5"
+    faster[faster.index("--power_t") + 1] = "0.5"
     assert misfit(_manifest(learner, arguments=faster), SPEC) == ""
     assert "arguments" in misfit(_manifest(learner, arguments=[*faster, "-q", "UI"]), SPEC)
+    assert "arguments" in misfit(_manifest(learner, arguments=[*faster, "--noconstant"]), SPEC)
     assert "bits" in misfit(_manifest(learner, bits=13), SPEC)

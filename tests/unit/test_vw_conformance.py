@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -112,8 +112,10 @@ def _train_by_command_line(arguments: list[str], folder: Path) -> bytes:
 
 
 def _predict_by_command_line(folder: Path) -> list[dict[int, float]]:
-    (folder / "probe.txt").write_text("".join(outcome.text() for outcome in PROBES))
-    run_cli_driver(["-d", "probe.txt", "-t", "-i", "model.vw", "-p", "out.txt", "--quiet"], onethread=True, cwd=folder)
+    # Lines without a label, so that nothing is learned. With `-t` VW's learning rate is 0, which RegCB's bounds go by.
+    (folder / "probe.txt").write_text("".join(replace(outcome, chosen=-1).text() for outcome in PROBES))
+    arguments = ["-d", "probe.txt", "-i", "model.vw", "-p", "out.txt", "-l", "0.05", "--quiet"]
+    run_cli_driver(arguments, onethread=True, cwd=folder)
     lines = (line.split(",") for line in (folder / "out.txt").read_text().splitlines() if line)
     return [{int(pair.split(":")[0]): float(pair.split(":")[1]) for pair in line} for line in lines]
 
@@ -145,8 +147,11 @@ def test_learning_and_scoring_all_actions_equals_the_command_line(cost_type: str
         assert np.abs(weights - weight_table(theirs, arguments)[:, 0]).max() <= TOLERANCE
 
 
-def test_the_learner_equals_the_command_line_on_one_action_examples(tmp_path: Path) -> None:
-    spec = ModelSpec(bits=BITS, learning_rate=0.05, interactions=INTERACTIONS, schema_version="v")
+@pytest.mark.parametrize(("baseline", "power_t"), [(True, 0.0), (False, 0.0), (True, 0.5)])
+def test_the_learner_equals_the_command_line_on_one_action_examples(
+    baseline: bool, power_t: float, tmp_path: Path
+) -> None:
+    spec = ModelSpec(BITS, 0.05, INTERACTIONS, "v", baseline, power_t)
     learner = Learner(spec)
     single = [Outcome(o.shared, [o.actions[o.chosen]], 0, o.reward, o.propensity) for o in TRAINING]
     for outcome in single:
@@ -158,7 +163,10 @@ def test_the_learner_equals_the_command_line_on_one_action_examples(tmp_path: Pa
     change = learner.all_weights()
     expected = weight_table(theirs, spec.arguments())[:, 0]
     assert len(change.indices) > 500
-    assert np.abs(expected[change.indices] - change.values).max() <= TOLERANCE
+    differences = np.abs(expected[change.indices] - change.values)
+    # A rate that falls with the gradients is largest where there were next to none: there it magnifies rounding.
+    assert (differences <= TOLERANCE).mean() > (0.95 if power_t else 1.0 - 1e-12)
+    assert differences.max() <= (1e-3 if power_t else TOLERANCE)
     assert np.count_nonzero(expected) == len(change.indices)
 
 
@@ -193,7 +201,7 @@ def test_an_explorer_learns_and_gives_the_pmf_of_the_command_line(options: str, 
         # VW's command line prints other numbers than VW's library for one and the same model file and text.
         return
     # regcb gives mass to what may be best: a step function, which rounding can move.
-    assert n_printed_alike >= (95 if "--regcb" in options else 100)
+    assert n_printed_alike >= (98 if "--regcb" in options else 100)
 
 
 @every_explorer
@@ -213,6 +221,19 @@ def test_a_spoiled_mask_would_be_seen(tmp_path: Path) -> None:
     _teach(explorer, TRAINING)
     gaps = [np.abs(explorer.pmf(*p.encoded()) - theirs.pmf(*p.encoded())).max() for p in PROBES]
     assert max(gaps) > 1e-3
+
+
+def test_regcb_learns_from_rewards_though_vw_takes_costs_to_be_positive() -> None:
+    shares = []
+    for costs in ("", " --cb_min_cost 0 --cb_max_cost 1"):
+        explorer = _explorer("--regcb --mellowness 0.0001" + costs)
+        actions = [{"item": encode("item", {name: 1.0})} for name in ("good", "bad")]
+        for turn in range(200):
+            explorer.learn({}, actions, chosen=turn % 2, reward=1.0 - turn % 2, propensity=0.5)
+        shares.append(explorer.pmf({}, actions)[0])
+    assert shares[0] == 1.0
+    # In VW's own range what earns 1 and what earns 0 are one and the same.
+    assert shares[1] == 0.5
 
 
 def _child(script: str) -> subprocess.CompletedProcess[str]:
