@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from vowpal_wabbit_next import CBLabel, Workspace
 
-from bandit._native import add_costs
+from bandit._native import score_actions
 from bandit.vw_format import (
     ACTION_NAMESPACES,
     CONSTANT_INDEX,
@@ -29,8 +30,7 @@ from bandit.vw_format import (
     weight_table,
 )
 
-_NO_INDICES = np.zeros(0, dtype=np.uint32)
-_NO_VALUES = np.zeros(0, dtype=np.float32)
+_PRIME = int(INTERACTION_PRIME)
 
 Interactions = tuple[tuple[str, str], ...]
 
@@ -56,8 +56,7 @@ class ModelSpec:
         return vw_arguments(self.interactions, learning_rate=self.learning_rate, bits=self.bits)
 
 
-@dataclass(frozen=True, slots=True)
-class ActionFeatures:
+class ActionFeatures(msgspec.Struct, frozen=True):
     """Hashed features of n actions in one namespace, padded to the longest.
 
     Attributes:
@@ -87,7 +86,6 @@ class WeightTable:
         self.spec = spec
         self.version = 0
         self.weights: Float32Array = np.zeros(1 << spec.bits, dtype=np.float32)
-        self._mask = np.uint32((1 << spec.bits) - 1)
 
     def apply(self, indices: UInt32Array, values: Float32Array, *, version: int) -> None:
         """Overwrite weights: uint32 [m] table positions, float32 [m] values; the table is then of `version`.
@@ -107,19 +105,21 @@ class WeightTable:
 
         Linear terms plus, for every declared pair of namespaces, the weight at (i_shared * prime) xor i_action.
         """
-        weights, mask = self.weights, self._mask
-        n = next(iter(actions.values())).indices.shape[0]
-        constant = float(weights[CONSTANT_INDEX & int(mask)])
-        for encoded in shared.values():
-            constant += float(weights[encoded.indices & mask].astype(np.float64) @ encoded.values)
-        cost = np.full(n, constant)
-        for name, action in actions.items():
-            crossed = [shared[first] for first, second in self.spec.interactions if second == name and first in shared]
-            halves = [one.indices * INTERACTION_PRIME for one in crossed] or [_NO_INDICES]
-            values = [one.values for one in crossed] or [_NO_VALUES]
-            add_costs(cost, weights, action.indices, action.values, np.concatenate(halves), np.concatenate(values))
-        scores: Float32Array = (0.0 - cost).astype(np.float32)
-        return scores
+        position = {name: place for place, name in enumerate(shared)}
+        return score_actions(
+            self.weights,
+            constant_index=CONSTANT_INDEX,
+            prime=_PRIME,
+            shared=[(encoded.indices, encoded.values) for encoded in shared.values()],
+            actions=[
+                (
+                    action.indices,
+                    action.values,
+                    [position[one] for one, other in self.spec.interactions if other == name and one in position],
+                )
+                for name, action in actions.items()
+            ],
+        )
 
 
 class VwReference:

@@ -7,15 +7,15 @@ VW's own (`--hash strings`), so that an export with the same names trains to the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from typing import Literal, cast
 
-import mmh3
 import msgspec
 import numpy as np
 import numpy.typing as npt
 from vowpal_wabbit_next import CBLabel, Example, Workspace
 from vowpal_wabbit_next.example import FeatureGroupRef
+
+from bandit import _native
 
 VwWorkspace = Workspace[Literal[False]]
 UInt32Array = npt.NDArray[np.uint32]
@@ -32,25 +32,17 @@ SHARED_NAMESPACES = ("context", "user", "position")
 ACTION_NAMESPACES = ("item", "dynamic")
 _NAMESPACE_CODES = {name: ord(letter) for name, letter in NAMESPACE_LETTERS.items()}
 
-# Half-way between the largest float32 and what would follow it: from here on numbers are rounded to infinity.
-_INFINITE = 2.0**128 - 2.0**103
-
-_TRIMMED = "".join(map(chr, range(0x21)))
+# VW seeds the hash of a feature with that of its namespace, whose name has no namespace: seed 0.
+_NAMESPACE_HASHES = {name: _native.feature_index(0, letter) for name, letter in NAMESPACE_LETTERS.items()}
 
 
-@lru_cache(maxsize=262_144)
 def feature_index(namespace: str, name: str) -> int:
     """Return VW's 32-bit index of a named feature, before the table mask is applied.
 
     >>> feature_index("context", "device=tv")
     3007328952
     """
-    seed = mmh3.hash(NAMESPACE_LETTERS[namespace], 0, signed=False)
-    # VW trims blanks and control characters, and takes a name of digits only as a number.
-    trimmed = name.strip(_TRIMMED)
-    if trimmed.isascii() and trimmed.isdigit():
-        return (int(trimmed) + seed) & 0xFFFFFFFF
-    return mmh3.hash(trimmed, seed, signed=False) if trimmed else seed
+    return _native.feature_index(_NAMESPACE_HASHES[namespace], name)
 
 
 class Encoded(msgspec.Struct, frozen=True, gc=False):
@@ -67,27 +59,13 @@ class Encoded(msgspec.Struct, frozen=True, gc=False):
     values: Float32Array
 
 
-_NO_FEATURES = Encoded(names=(), indices=np.zeros(0, dtype=np.uint32), values=np.zeros(0, dtype=np.float32))
-
-
-def encode(namespace: str, features: Mapping[str, float]) -> Encoded:
+def encode(namespace: str, features: dict[str, float]) -> Encoded:
     """Hash named features of one namespace; features with value 0 are left out, as VW would.
 
     Raises:
         ValueError: a value is not finite in float32.
     """
-    if not features:
-        return _NO_FEATURES
-    bad = [name for name, value in features.items() if not -_INFINITE < value < _INFINITE]
-    if bad:
-        raise ValueError(f"feature {bad[0]!r} must be finite, got {features[bad[0]]}")
-    names, values = tuple(features), np.array(list(features.values()), dtype=np.float32)
-    # A value may be 0 in float32 alone.
-    if np.count_nonzero(values) < len(values):
-        names = tuple(name for name, value in zip(names, values.tolist(), strict=True) if value != 0.0)
-        values = values[values != 0.0]
-    indices = np.array([feature_index(namespace, name) for name in names], dtype=np.uint32)
-    return Encoded(names=names, indices=indices, values=values)
+    return Encoded(*_native.encode_features(_NAMESPACE_HASHES[namespace], features))
 
 
 def vw_arguments(interactions: tuple[tuple[str, str], ...], *, learning_rate: float, bits: int) -> list[str]:

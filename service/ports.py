@@ -6,7 +6,6 @@ Every method may raise `StoreUnavailable`; a write may then have happened or not
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -66,8 +65,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class UserState:
+class UserState(msgspec.Struct, frozen=True):
     """What a request reads of its user; empty for unknown users.
 
     Attributes:
@@ -228,8 +226,7 @@ class HealthBoard(Protocol):
         """Return the verdict, None when nobody has published one lately."""
 
 
-@dataclass(frozen=True, slots=True)
-class OpenJoins:
+class OpenJoins(msgspec.Struct, frozen=True):
     """From where an archiver rebuilds its joins after a restart.
 
     Attributes:
@@ -237,12 +234,11 @@ class OpenJoins:
         waiting: By model, partition and journal id, the events that wait for their decision.
     """
 
-    oldest_open: Mapping[int, str] = field(default_factory=dict)
-    waiting: Mapping[str, Sequence[tuple[int, str]]] = field(default_factory=dict)
+    oldest_open: Mapping[int, str] = msgspec.field(default_factory=dict)
+    waiting: Mapping[str, Sequence[tuple[int, str]]] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class OutcomeRow:
+class OutcomeRow(msgspec.Struct, frozen=True):
     """An outcome and the place in the journal that made it certain.
 
     Attributes:
@@ -258,8 +254,7 @@ class OutcomeRow:
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class ArchiveBatch:
+class ArchiveBatch(msgspec.Struct, frozen=True):
     """What follows in the journal, in the order that all its readers share.
 
     Attributes:

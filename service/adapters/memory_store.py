@@ -238,8 +238,7 @@ class MemoryUserStates:
         self._erased_at_ms: dict[str, int] = {}
 
     async def fetch(self, user_id: str) -> UserState:
-        """Fetch everything."""
-        await asyncio.sleep(0)
+        """Fetch everything; there is nothing to wait for."""
         return UserState(
             profile=self._profiles.get(user_id) or UserProfile(),
             recent=self._recent.values(user_id),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bandit._native import add_costs
+from bandit._native import score_actions
 from bandit.learner import Learner
 from bandit.policy import (
     ActionFeatures,
@@ -205,11 +207,28 @@ def test_values_outside_the_table_or_not_finite_are_refused_and_change_nothing()
     assert table.version == 2
 
 
-def test_costs_that_are_not_one_piece_of_memory_are_refused_not_written_past() -> None:
-    memory = np.zeros(8)
-    weights, indices, values = np.ones(4, np.float32), np.zeros((4, 1), np.uint32), np.ones((4, 1), np.float32)
-    with pytest.raises(TypeError):
-        add_costs(memory[::2], weights, indices, values, indices[:0, 0], values[:0, 0])
-    assert not memory.any()
-    add_costs(memory[:4], weights, indices, values, indices[:0, 0], values[:0, 0])
-    assert memory.tolist() == [1.0] * 4 + [0.0] * 4
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": np.ones(3, np.float32)}, "2\\^bits"),
+        ({"shared": [(np.zeros(2, np.uint32), np.ones(1, np.float32))]}, r"shared features must agree"),
+        ({"actions": [(np.zeros((4, 1), np.uint32), np.ones((4, 2), np.float32), [])]}, r"actions must agree"),
+        ({"actions": [(np.zeros(4, np.uint32), np.ones(4, np.float32), [])]}, r"actions must agree"),
+        ({"actions": []}, "must have a namespace"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused_not_read_past(change: dict[str, Any], message: str) -> None:
+    fits: dict[str, Any] = {
+        "weights": np.ones(4, np.float32),
+        "shared": [(np.zeros(1, np.uint32), np.ones(1, np.float32))],
+        "actions": [(np.zeros((4, 1), np.uint32), np.ones((4, 1), np.float32), [])],
+    }
+    assert score_actions(constant_index=0, prime=1, **fits).tolist() == [-3.0] * 4
+    with pytest.raises(ValueError, match=message):
+        score_actions(constant_index=0, prime=1, **{**fits, **change})
+
+
+def test_an_interaction_with_a_namespace_that_is_not_there_is_refused() -> None:
+    actions = [(np.zeros((4, 1), np.uint32), np.ones((4, 1), np.float32), [1])]
+    with pytest.raises(IndexError):
+        score_actions(np.ones(4, np.float32), constant_index=0, prime=1, shared=[], actions=actions)
