@@ -20,6 +20,7 @@ from service.wire import EventBody, RecommendRequest
 from simulators.loop_config import SURFACE, ServiceSettings, build_config
 from simulators.loop_curve import CurveRecorder, LoopRun
 from simulators.loop_service import LoopService
+from simulators.loop_vectors import clicks_before
 from simulators.worlds.visits import Visit
 from simulators.worlds.world import Response, World, WorldSpec
 
@@ -77,6 +78,7 @@ def run_loop(
     config = build_config(
         world, exploration=exploration, rules=rules, discovery_share=discovery_share, settings=settings
     )
+    training = settings.training if settings is not None else None
     with TemporaryDirectory(prefix="hone-loop-", dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
         service = LoopService(
             config,
@@ -85,6 +87,8 @@ def run_loop(
             spool_folder=Path(folder) / "spool",
             archive_folder=archive_folder,
             frozen=frozen,
+            training=training,
+            before=() if training is None else clicks_before(world, seed=seed, showings=training.showings),
         )
         loop = _Loop(
             world.build(seed),
@@ -103,6 +107,7 @@ def learn_model(
     exploration: Exploration,
     n_decisions: int,
     seed: int,
+    discovery_share: float = 0.0,
     settings: ServiceSettings | None = None,
 ) -> ModelSnapshot:
     """Return the model that a closed loop has learned, to be served `frozen` elsewhere."""
@@ -113,6 +118,7 @@ def learn_model(
         n_decisions=n_decisions,
         seed=seed,
         every=n_decisions,
+        discovery_share=discovery_share,
         settings=settings,
         on_model=models.append,
     )
@@ -207,6 +213,7 @@ class _Loop:
     async def run(self, n_decisions: int) -> LoopRun:
         await self._service.start()
         await self._change_items(self._world.live(0))
+        await self._service.train()
         started_s = time.perf_counter()
         next_turn_ms, elapsed_ms = _TURN_MS, 0
         visits = self._world.visits()

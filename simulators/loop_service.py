@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -38,7 +38,8 @@ from service.rule_columns import AttributeColumns, attribute_kinds
 from service.served_model import ServedModel
 from service.spool import Spool
 from service.wire import EventBody, RecommendRequest, RecommendResponse
-from simulators.loop_config import MODEL
+from simulators.loop_config import MODEL, Training
+from simulators.loop_vectors import Click, LoopVectors
 
 _RANKING_MS = 500
 _TRIM_MS = 60_000
@@ -53,9 +54,11 @@ class LoopService:
         config: as a real service reads it.
         salt: of randomness and user keys.
         start_ms: unix milliseconds at which simulated time begins.
-        spool_folder: where the spool's file is.
+        spool_folder: where the spool's file is; trained vectors are kept beside it.
         archive_folder: where the log is written as the production archive; None for nowhere.
         frozen: model to serve without learning; None learns from nothing.
+        training: of item vectors; None for a service without.
+        before: clicks of the time before, for the first training.
     """
 
     def __init__(
@@ -67,6 +70,8 @@ class LoopService:
         spool_folder: Path,
         archive_folder: Path | None,
         frozen: ModelSnapshot | None,
+        training: Training | None = None,
+        before: Iterable[Click] = (),
     ) -> None:
         self.now_ms = start_ms
         self._config = config
@@ -131,6 +136,17 @@ class LoopService:
                 metrics=metrics,
                 clock=self._clock,
             )
+        self._vectors: LoopVectors | None = None
+        if training is not None:
+            self._vectors = LoopVectors(
+                training,
+                before=before,
+                folder=spool_folder.with_name("index"),
+                items=self.items,
+                metrics=metrics,
+                clock=self._clock,
+                again=frozen is None,
+            )
         self._n_written = self._n_learned = self._n_archived = 0
         self._ranked: tuple[str, ...] = ()
         self._ranked_at_ms = self._trimmed_at_ms = start_ms
@@ -158,6 +174,11 @@ class LoopService:
             await self._writer.delete_item(item_id)
         await self._follower.apply_waiting()
 
+    async def train(self) -> None:
+        """Train the first vectors, of the items that are there."""
+        if self._vectors is not None:
+            await self._vectors.train()
+
     async def recommend(self, request: RecommendRequest, *, event_id: str) -> RecommendResponse:
         """Answer a request under an id of the simulation's."""
         self._event_id = event_id
@@ -169,6 +190,8 @@ class LoopService:
         """Take events."""
         if events:
             self._n_written += (await self._feedback.accept(events)).accepted
+            if self._vectors is not None:
+                self._vectors.note(events)
 
     async def turn(self) -> None:
         """Let everything that runs beside requests do what there is to do now."""
@@ -182,6 +205,8 @@ class LoopService:
             while self._n_written - self._n_archived >= _ARCHIVER_BATCH:
                 await self._archiver.step()
                 self._n_archived += _ARCHIVER_BATCH
+        if self._vectors is not None:
+            await self._vectors.train_if_due()
         self._rank()
         if self._archiver is None and is_due(self.now_ms, since_ms=self._trimmed_at_ms, every_ms=_TRIM_MS):
             self._trimmed_at_ms = self.now_ms

@@ -25,7 +25,7 @@ from simulators.datasets.fetch import FetchError
 from simulators.http_loop import run_over_http
 from simulators.loop_config import ServiceSettings, build_config, config_text
 from simulators.loop_curve import LoopRun
-from simulators.worlds.named import QUICK_SETTINGS, WORLDS
+from simulators.worlds.named import QUICK_SETTINGS, TRAINED_SETTINGS, WORLDS
 from simulators.worlds.world import WorldSpec
 
 simulate = typer.Typer(
@@ -41,6 +41,8 @@ _COLUMNS = {
     "skip_rate": "skips",
     "coverage": "coverage",
     "explored_share": "explored",
+    "discovery_share": "discovery",
+    "unproven_share": "unproven",
     "discovery_hit_rate": "hit rate",
     "new_good_share": "new good",
     "found_share": "found",
@@ -78,6 +80,12 @@ def simulate_command(
     uniform_share: Annotated[float | None, typer.Option(help="Share of the uniform floor.")] = None,
     gamma: Annotated[float | None, typer.Option(help="Of squarecb.")] = None,
     discovery_share: Annotated[float, typer.Option(help="Share of the slots reserved for discovery.")] = 0.0,
+    vectors: Annotated[
+        bool | None,
+        typer.Option(
+            "--vectors/--no-vectors", help="Train item vectors on clicks. [default: with a --discovery-share]"
+        ),
+    ] = None,
     candidates: Annotated[int, typer.Option(help="Candidates of a request; 0 takes all items, 200 at the most.")] = 0,
     learning_rate: Annotated[float, typer.Option(help="Of the simulated service's model.")] = 0.05,
     every: Annotated[int, typer.Option(min=1, help="Decisions between two lines of the curve.")] = 500,
@@ -119,7 +127,9 @@ def simulate_command(
                 )
             else:
                 n_candidates = candidates or min(spec.churn.n_live, _MAX_CANDIDATES)
-                settings = replace(QUICK_SETTINGS, n_candidates=n_candidates, learning_rate=learning_rate)
+                has_vectors = discovery_share > 0.0 if vectors is None else vectors
+                usual = TRAINED_SETTINGS if has_vectors else QUICK_SETTINGS
+                settings = replace(usual, n_candidates=n_candidates, learning_rate=learning_rate)
                 run = _in_process(
                     spec,
                     policy=policy,

@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -43,7 +43,7 @@ from simulators.tune.live import (
 from simulators.tune.log_values import archived, archived_skips
 from simulators.tune.sample import Sample, make_sample
 from simulators.tune.study import Study, study
-from simulators.worlds.named import WORLDS
+from simulators.worlds.named import QUICK_SETTINGS, TRAINED_SETTINGS, WORLDS
 
 tune = typer.Typer(invoke_without_command=True, help="Choose how a surface explores, from its log and from simulation.")
 
@@ -154,8 +154,11 @@ def _study(
         last = decisions[-1].decision
         incumbent = Candidate(last.exploration, discovery_share_of(last.rules))
     candidates = expand(grid, incumbent)
+    # All alike, so that they differ by what they do alone.
+    settings = TRAINED_SETTINGS if any(one.discovery_share for one in candidates) else QUICK_SETTINGS
+    plan = replace(plan, settings=settings)
     with worker_pool(jobs) as pool, _steps() as say:
-        wanted = Sample(plan.world, incumbent, n_logged=n_sample)
+        wanted = Sample(plan.world, incumbent, n_logged=n_sample, settings=settings)
         sample = make_sample(wanted, config.data_path / "tune", progress=say("Simulating a log"))
         return study(
             candidates,

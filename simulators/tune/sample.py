@@ -20,14 +20,14 @@ from service.durable_files import sync_folder
 from service.messages import ModelSnapshot, encode
 from service.training_rows import JoinedDecision
 from simulators.closed_loop import learn_model, run_loop
-from simulators.loop_config import MODEL, SURFACE, build_config
+from simulators.loop_config import MODEL, SURFACE, ServiceSettings, build_config
 from simulators.tune.candidates import Candidate
 from simulators.tune.log_values import SlotKey, archived, archived_skips
 from simulators.worlds.named import QUICK_SETTINGS
 from simulators.worlds.world import WorldSpec
 
 # A change of what is simulated makes another sample; so does this number.
-_VERSION = 1
+_VERSION = 2
 
 Progress = Callable[[int, int], None]
 
@@ -42,6 +42,7 @@ class Sample:
         n_learned: Decisions that the model learned from.
         n_logged: Decisions of the log.
         seed: Of the log's visits; the model learned from others of the same users.
+        settings: Of the service, apart from the policy.
     """
 
     world: WorldSpec
@@ -49,11 +50,12 @@ class Sample:
     n_learned: int = 2_000
     n_logged: int = 3_000
     seed: int = 7
+    settings: ServiceSettings = QUICK_SETTINGS
 
     @property
     def key(self) -> str:
         """Return 12 hexadecimal digits of all of it."""
-        return blake2b(f"{_VERSION} {QUICK_SETTINGS!r} {self!r}".encode(), digest_size=6).hexdigest()
+        return blake2b(f"{_VERSION} {self!r}".encode(), digest_size=6).hexdigest()
 
     @property
     def fixed_world(self) -> WorldSpec:
@@ -83,7 +85,7 @@ class SampleLog:
             self.sample.fixed_world,
             exploration=logging.exploration,
             discovery_share=logging.discovery_share,
-            settings=QUICK_SETTINGS,
+            settings=self.sample.settings,
         )
 
 
@@ -104,7 +106,8 @@ def make_sample(sample: Sample, folder: Path, *, progress: Progress | None = Non
             exploration=sample.logging.exploration,
             n_decisions=sample.n_learned,
             seed=sample.seed + 1,
-            settings=QUICK_SETTINGS,
+            discovery_share=sample.logging.discovery_share,
+            settings=sample.settings,
         )
         run_loop(
             sample.fixed_world,
@@ -112,7 +115,7 @@ def make_sample(sample: Sample, folder: Path, *, progress: Progress | None = Non
             discovery_share=sample.logging.discovery_share,
             n_decisions=sample.n_logged,
             seed=sample.seed,
-            settings=QUICK_SETTINGS,
+            settings=sample.settings,
             frozen=model,
             archive_folder=partial / "archive",
             on_progress=None if progress is None else lambda done: progress(done, sample.n_logged),
@@ -151,7 +154,7 @@ def true_value(log: SampleLog, candidate: Candidate) -> float:
         discovery_share=candidate.discovery_share,
         n_decisions=log.sample.n_logged,
         seed=log.sample.seed,
-        settings=QUICK_SETTINGS,
+        settings=log.sample.settings,
         frozen=log.model,
     )
     return run.mean("value")
