@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from bandit.exploration import Exploration
+from bandit.exploration import Exploration, VwExplorer
 from bandit.rules import Rule
 from service.messages import ModelSnapshot
 from service.wire import EventBody, RecommendRequest
@@ -69,10 +69,12 @@ def run_loop(
         on_model: Told of the model in the end, to be served `frozen` elsewhere.
 
     Raises:
-        ValueError: a parameter is out of range.
+        ValueError: a parameter is out of range, or a service that does not learn is to ask a VW explorer.
     """
     if n_decisions < 1 or every < 1:
         raise ValueError(f"n_decisions and every must be at least 1, got {n_decisions} and {every}")
+    if frozen is not None and isinstance(exploration, VwExplorer):
+        raise ValueError(f"explorer {exploration.model!r} explores by what it learns: it cannot be frozen")
     # As a worker does: small products are not worth the threads.
     threadpool_limits(1, "blas")
     config = build_config(

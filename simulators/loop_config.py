@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from bandit.exploration import Exploration
+from bandit.exploration import Exploration, VwExplorer
 from bandit.features import Feature, FeatureSchema
 from bandit.rewards import EventReward, RewardPolicy
 from bandit.rules import Discovery, Rule
@@ -59,6 +59,8 @@ class ServiceSettings:
         bits: Of the model's table.
         negative_window_s: How long a slot waits for a click, in seconds.
         window_s: Attribution window, in seconds.
+        explorer: VW's arguments of the explorer that a `VwExplorer` asks, such as `--cb_explore_adf --bag 5`.
+        explorer_learning_rate: Of that explorer; VW's own default.
         training: Of item vectors; None for a service that has none, for which every item is under-explored.
     """
 
@@ -67,6 +69,8 @@ class ServiceSettings:
     bits: int = 18
     negative_window_s: float = 60.0
     window_s: float = 600.0
+    explorer: str = ""
+    explorer_learning_rate: float = 0.5
     training: Training | None = None
 
 
@@ -83,8 +87,20 @@ def build_config(
 
     Candidates are all items, or come from what the user's vector is near, what is popular, new and rarely shown, and at
     random.
+
+    Raises:
+        ValueError: the exploration asks an explorer, and the settings have no arguments of one that can be used.
     """
     settings = settings or ServiceSettings()
+    # Here is no restart; but what the archiver may trim goes by the learners' checkpoints.
+    model = ModelConfig(bits=settings.bits, learning_rate=settings.learning_rate, checkpoint_s=settings.window_s)
+    models = {MODEL: model}
+    if isinstance(exploration, VwExplorer):
+        if not settings.explorer:
+            raise ValueError(f"explorer {exploration.model!r} needs VW's arguments, such as --cb_explore_adf --bag 5")
+        models[exploration.model] = msgspec.structs.replace(
+            model, arguments=settings.explorer, learning_rate=settings.explorer_learning_rate
+        )
     n_candidates = settings.n_candidates or world.churn.n_live
     history = [Feature(name="taste", namespace="user", source="recent_genres", kind="weighted", limit=4)]
     own = [
@@ -98,10 +114,7 @@ def build_config(
             features=[*world.tastes.features(), *(history if world.sees_history else []), *own],
             interactions=[("context", "item"), *([("user", "item")] if world.sees_history else [])],  # type: ignore[list-item]
         ),
-        # Here is no restart; but what the archiver may trim goes by the learner's checkpoint.
-        models={
-            MODEL: ModelConfig(bits=settings.bits, learning_rate=settings.learning_rate, checkpoint_s=settings.window_s)
-        },
+        models=models,
         store=StoreConfig(timeout_s=_NEVER_S, impressions_limit=4 * world.n_slots),
         archive=ArchiveConfig(flush_s=600.0, flush_entries=5_000, journal_keep_s=2.0 * settings.window_s),
         surfaces={

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from bandit.explorer import ExplorerSpec
 from bandit.learner import Learner
 from retrieval.catalogue import Catalogue
 from retrieval.items import Item
@@ -21,7 +22,7 @@ from service.adapters.memory_streams import MemoryStore
 from service.adapters.parquet_archive import ParquetArchive
 from service.archive import Archiver
 from service.catalogue_writer import CatalogueWriter
-from service.config import Config
+from service.config import Config, explorer_of
 from service.count_items import ItemCounting
 from service.due import is_due
 from service.feedback import Feedback
@@ -29,22 +30,29 @@ from service.follow import Follower
 from service.impressions import ImpressionWriter
 from service.items_view import ItemsView
 from service.learn import LearnerLoop
+from service.learn_explorer import ExplorerLoop
 from service.live_config import LiveConfig
 from service.messages import Checkpoint, Heartbeat, ModelSnapshot, encode
 from service.metrics import Metrics
 from service.recommend import Recommender
 from service.retriever import Retriever
 from service.rule_columns import AttributeColumns, attribute_kinds
+from service.served_explorer import ServedExplorer
 from service.served_model import ServedModel
 from service.spool import Spool
 from service.wire import EventBody, RecommendRequest, RecommendResponse
-from simulators.loop_config import MODEL, Training
+from simulators.loop_config import MODEL, SURFACE, Training
 from simulators.loop_vectors import Click, LoopVectors
 
 _RANKING_MS = 500
 _TRIM_MS = 60_000
 # What an archiver reads in one step.
 _ARCHIVER_BATCH = 1_000
+
+
+async def _passes(spec: ExplorerSpec, model_bytes: bytes) -> bool:
+    """Let an explorer be published untried: the one worker that there is loads it at once, in this very process."""
+    return True
 
 
 class LoopService:
@@ -82,6 +90,8 @@ class LoopService:
         self._models = MemoryModelStore(store)
         self.items = ItemsView(config.features, Retriever(Catalogue(), None), AttributeColumns(attribute_kinds(config)))
         self._served = ServedModel(MODEL, config.model_spec(MODEL), metrics)
+        explorer = explorer_of(config.surfaces[SURFACE])
+        explorers = {explorer: ServedExplorer(explorer, config.explorer_spec(explorer), metrics)} if explorer else {}
         self._frozen = frozen
         live = LiveConfig(config)
         self._spool = Spool(
@@ -91,7 +101,7 @@ class LoopService:
             live=live,
             items=self.items,
             models={MODEL: self._served},
-            explorers={},
+            explorers=explorers,
             users=users,
             journal=self._journal,
             spool=self._spool,
@@ -114,8 +124,25 @@ class LoopService:
         )
         self._writer = CatalogueWriter(schema=config.features, log=log, users=users, clock=self._clock)
         self._follower = Follower(
-            log=log, models=self._models, items=self.items, served={MODEL: self._served}, live=live, metrics=metrics
+            log=log,
+            models=self._models,
+            items=self.items,
+            served={MODEL: self._served, **explorers},
+            live=live,
+            metrics=metrics,
         )
+        self._explorer_learner: ExplorerLoop | None = None
+        if explorer:
+            self._explorer_learner = ExplorerLoop(
+                config=config,
+                model=explorer,
+                journal=self._journal,
+                models=self._models,
+                users=users,
+                metrics=metrics,
+                clock=self._clock,
+                check=_passes,
+            )
         self._learner = LearnerLoop(
             config=config,
             model=MODEL,
@@ -147,7 +174,7 @@ class LoopService:
                 clock=self._clock,
                 again=frozen is None,
             )
-        self._n_written = self._n_learned = self._n_archived = 0
+        self._n_written = self._n_learned = self._n_explorer_learned = self._n_archived = 0
         self._ranked: tuple[str, ...] = ()
         self._ranked_at_ms = self._trimmed_at_ms = start_ms
 
@@ -158,6 +185,8 @@ class LoopService:
         """Start learner, follower and spool."""
         if self._frozen is None:
             await self._learner.start()
+            if self._explorer_learner is not None:
+                await self._explorer_learner.start()
         else:
             self._served.serve(self._served.build(self._frozen))
         self._spool.start()
@@ -200,6 +229,8 @@ class LoopService:
         if self._frozen is None:
             while self._n_learned < self._n_written:
                 self._n_learned += await self._learner.step()
+            while self._explorer_learner is not None and self._n_explorer_learned < self._n_written:
+                self._n_explorer_learned += await self._explorer_learner.step()
             await self._follower.apply_waiting()
         if self._archiver is not None:
             while self._n_written - self._n_archived >= _ARCHIVER_BATCH:

@@ -66,6 +66,9 @@ def tune_command(
     gammas: Annotated[str, typer.Option(help="Of squarecb.")] = "100",
     shortlists: Annotated[str, typer.Option(help="Sizes of the shortlist. [default: as it is]")] = "",
     discovery: Annotated[str, typer.Option(help="Shares of slots for discovery. [default: as it is]")] = "",
+    vw: Annotated[
+        list[str] | None, typer.Option(help='An explorer of VW, "--cb_explore_adf --bag 5"; repeat it.')
+    ] = None,
     world: Annotated[str, typer.Option(help="Simulated: churning, clustered, synthetic or movielens.")] = "churning",
     search: Annotated[str, typer.Option(help="`grid`, or `halving` for many candidates.")] = "grid",
     seeds: Annotated[int, typer.Option(min=2, help="Simulated runs of each candidate.")] = 10,
@@ -102,7 +105,7 @@ def tune_command(
         _usage(f"--world must be one of {sorted(WORLDS)}, got {world!r}")
     if search not in ("grid", "halving"):
         _usage(f"--search must be grid or halving, got {search!r}")
-    grid = _grid(kinds, rates, temperatures, gammas, shortlists, discovery)
+    grid = replace(_grid(kinds, rates, temperatures, gammas, shortlists, discovery), explorers=vw or [])
     quieten()
     found = _study(
         config,

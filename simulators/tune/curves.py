@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from typing import Literal
 
@@ -183,7 +183,7 @@ def run_candidate(
         n_decisions=n_decisions,
         seed=seed,
         every=every,
-        settings=settings,
+        settings=replace(settings, explorer=candidate.explorer),
     )
 
 

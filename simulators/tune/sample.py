@@ -15,6 +15,7 @@ from shutil import rmtree
 
 import msgspec
 
+from bandit.exploration import VwExplorer
 from service.config import Config
 from service.durable_files import sync_folder
 from service.messages import ModelSnapshot, encode
@@ -136,7 +137,11 @@ def sample_decisions(log: SampleLog) -> tuple[list[JoinedDecision], set[SlotKey]
 def true_values(
     log: SampleLog, candidates: Sequence[Candidate], *, pool: Executor, progress: Progress | None = None
 ) -> Mapping[Candidate, float]:
-    """Return the exact mean reward of a slot under each candidate, with the logged model on the logged visits."""
+    """Return the exact mean reward of a slot under each candidate, with the logged model on the logged visits.
+
+    An explorer of VW has none: it explores by what it learns meanwhile.
+    """
+    candidates = [one for one in candidates if not isinstance(one.exploration, VwExplorer)]
     waiting = {pool.submit(true_value, log, one): one for one in candidates}
     found = {}
     for future in as_completed(waiting):
