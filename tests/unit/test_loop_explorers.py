@@ -44,8 +44,8 @@ def run(settings: ServiceSettings, *, n_decisions: int, archive_folder: Path | N
 
 def test_an_explorer_learns_in_a_world_and_one_that_hardly_learns_does_not() -> None:
     """A fact of one seed, and its control: the same explorer with a learning rate that moves nothing."""
-    learning = run(GAPS, n_decisions=600)
-    standing = run(replace(GAPS, explorer_learning_rate=1e-9), n_decisions=600)
+    learning = run(GAPS, n_decisions=400)
+    standing = run(replace(GAPS, explorer_learning_rate=1e-9), n_decisions=400)
     assert learning.value[-1] > 1.3 * learning.value[0]
     assert learning.value[-1] > 1.3 * standing.value[-1]
 

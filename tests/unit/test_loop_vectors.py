@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from bandit.exploration import Epsilon
+from service.cli import app
 from service.decision_record import unpack_actions
 from service.inspect_log import AuditFindings, read_archive
 from service.messages import Decision
@@ -42,21 +45,21 @@ def simulated(settings: ServiceSettings, pool: Executor, *, seeds: range, n_deci
 
 @pytest.fixture(scope="module")
 def trained(pool: Executor) -> Curves:
-    return simulated(TRAINED_SETTINGS, pool, seeds=range(1, 4), n_decisions=400)
+    return simulated(TRAINED_SETTINGS, pool, seeds=range(1, 4), n_decisions=300)
 
 
 @pytest.fixture(scope="module")
 def untrained(pool: Executor) -> Curves:
-    return simulated(QUICK_SETTINGS, pool, seeds=range(1, 4), n_decisions=400)
+    return simulated(QUICK_SETTINGS, pool, seeds=range(1, 3), n_decisions=300)
 
 
 # --- what a discovery share does ----------------------------------------------------------------------------------
 
 
 def test_the_declared_share_of_slots_is_filled_from_the_pool(trained: Curves) -> None:
-    """Of 3 slots none or one is reserved, the one with probability 0.6; at 1e-4 over 1,200 decisions."""
+    """Of 3 slots none or one is reserved, the one with probability 0.6; at 1e-4 over 900 decisions."""
     found = trained.measure(DISCOVERS, "discovery_share")
-    margin = 3.9 * math.sqrt(0.6 * 0.4 / (400 * len(found))) / N_SLOTS
+    margin = 3.9 * math.sqrt(0.6 * 0.4 / (300 * len(found))) / N_SLOTS
     assert found.mean() == pytest.approx(0.2, abs=margin)
     assert (trained.measure(PLAIN, "discovery_share") == 0.0).all()
 
@@ -77,8 +80,9 @@ def test_without_vectors_a_discovery_share_changes_nothing(untrained: Curves) ->
 
 
 def test_vectors_alone_change_nothing_where_every_item_is_a_candidate(trained: Curves, untrained: Curves) -> None:
-    for seed in trained.seeds:
-        assert np.array_equal(trained.runs[PLAIN][seed].value, untrained.runs[PLAIN][seed].value)
+    for seed in untrained.seeds:
+        plain, vectors = (curves.runs[PLAIN][seed].value for curves in (untrained, trained))
+        assert np.array_equal(plain, vectors)
 
 
 @pytest.mark.long
@@ -228,6 +232,23 @@ def test_what_was_seen_in_the_past_tires_nobody_in_the_run() -> None:
     tiring = synthetic_world()
     calm = replace(tiring, fatigue=churning_world().fatigue, popularity=churning_world().popularity)
     assert clicks_before(tiring, seed=1, showings=5) == clicks_before(calm, seed=1, showings=5)
+
+
+def simulated_by_command(*options: str) -> dict[str, object]:
+    result = CliRunner().invoke(app, ["simulate", "--world", "churning", "--decisions", "80", "--json", *options])
+    assert result.exit_code == 0, result.output
+    found: dict[str, object] = json.loads(result.stdout)
+    return found
+
+
+def test_the_command_trains_vectors_where_there_is_a_share_unless_it_is_told_otherwise() -> None:
+    plain, share, bare = (
+        simulated_by_command(*options)
+        for options in ([], ["--discovery-share", "0.4"], ["--discovery-share", "0.4", "--no-vectors"])
+    )
+    assert bare["value"] == plain["value"]
+    assert share["value"] != plain["value"]
+    assert simulated_by_command("--vectors")["value"] == plain["value"]
 
 
 @pytest.mark.parametrize("wrong", [{"showings": -1}, {"every_s": 0.0}, {"every_s": math.nan}])
