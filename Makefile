@@ -14,7 +14,7 @@ help: ## list the targets
 
 install: $(VENV)/.installed ## create .venv with the locked dependencies and `hone` in it
 
-$(VENV)/.installed: requirements-dev.lock pyproject.toml setup.py $(wildcard bandit/native/*)
+$(VENV)/.installed: requirements-dev.lock pyproject.toml setup.py $(wildcard */native/*)
 	@test -n "$(PYTHON)" || { echo "Hone needs Python 3.12 or 3.11 on PATH (vowpal-wabbit-next has wheels for no other); found none."; exit 1; }
 	@command -v c++ >/dev/null || { echo "Hone needs a C++ compiler (hnswlib and Hone's own kernels are compiled on this machine), for example g++."; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)

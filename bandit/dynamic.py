@@ -42,18 +42,17 @@ def encode_dynamic(schema: FeatureSchema, columns: Mapping[str, Column], n: int)
     Raises:
         ValueError: a column is not of the declared kind.
     """
-    indices, values = [], []
-    for feature in schema.features:
-        if feature.namespace != "dynamic":
-            continue
+    encoded = []
+    for feature in schema.by_namespace["dynamic"]:
         column = _value_column(feature, columns, n)
         if column is not None:
-            column_indices, column_values = _encode_column(feature, column)
-            indices.append(column_indices)
-            values.append(column_values)
-    if not indices:
-        return ActionFeatures(indices=np.zeros((n, 0), dtype=np.uint32), values=np.zeros((n, 0), dtype=np.float32))
-    return ActionFeatures(indices=np.column_stack(indices), values=np.column_stack(values))
+            encoded.append(_encode_column(feature, column))
+    indices = np.empty((n, len(encoded)), dtype=np.uint32)
+    values = np.empty((n, len(encoded)), dtype=np.float32)
+    for place, (column_indices, column_values) in enumerate(encoded):
+        indices[:, place] = column_indices
+        values[:, place] = column_values
+    return ActionFeatures(indices=indices, values=values)
 
 
 def _value_column(feature: Feature, columns: Mapping[str, Column], n: int) -> Column | npt.NDArray[np.float64] | None:
@@ -83,23 +82,23 @@ def _value_column(feature: Feature, columns: Mapping[str, Column], n: int) -> Co
 
 def _encode_column(
     feature: Feature, column: Column | npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32]]:
+) -> tuple[npt.NDArray[np.uint32] | int, npt.NDArray[Any] | float]:
+    """Return indices and values of every candidate, a single one where all have it."""
     if isinstance(column, CategoryColumn):
         if feature.kind != "categorical":
             raise ValueError(f"feature {feature.name!r} is {feature.kind}, its column is categorical")
         table = _indices(f"{feature.name}={name}" for name in column.names)
-        return table[column.codes], np.ones(len(column.codes), dtype=np.float32)
+        return table[column.codes], 1.0
     if feature.kind not in NUMBER_KINDS:
         raise ValueError(f"feature {feature.name!r} is {feature.kind}, its column is numeric")
     known = ~np.isnan(column)
     edges = feature.bucket_edges
     if not edges:
-        scaled = np.where(known, column.astype(np.float64) * feature.scale, 0.0).astype(np.float32)
-        return np.full(len(column), feature_index("dynamic", feature.name), dtype=np.uint32), scaled
+        return feature_index("dynamic", feature.name), np.where(known, column.astype(np.float64) * feature.scale, 0.0)
     table = _indices(f"{feature.name}={bucket}" for bucket in range(len(edges) + 1))
     buckets = np.searchsorted(np.asarray(edges), column.astype(np.float64), side="right")
     # NaN sorts after every edge; its value 0 takes it out.
-    return table[buckets], known.astype(np.float32)
+    return table[buckets], known
 
 
 def _indices(names: Iterable[str]) -> npt.NDArray[np.uint32]:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from bandit._native import softmax
-from bandit.columns import Float64Array
+from bandit._native import inverse_gap_mixture, softmax_mixture
 from bandit.slot import Mixture, SlotView
 
 
@@ -40,7 +39,7 @@ class Greedy(Policy, frozen=True, kw_only=True, tag="greedy"):
 
     def mixture(self, view: SlotView) -> Mixture:
         """Return all mass on the best."""
-        return Mixture(greedy=1.0, shortlist=np.zeros(0), uniform=0.0)
+        return _ALL_GREEDY
 
     @property
     def explore_rate(self) -> float:
@@ -108,9 +107,8 @@ class Epsilon(_OnShortlist, frozen=True, kw_only=True, tag="epsilon"):
 
     def mixture(self, view: SlotView) -> Mixture:
         """Return greedy, softmax and uniform parts; the softmax is uniform where the temperature comes out as 0."""
-        explored = self.rate * (1.0 - self.uniform_share)
-        masses = explored * softmax(view.top_scores, self.temperature)
-        return Mixture(greedy=1.0 - self.rate, shortlist=masses, uniform=self.rate * self.uniform_share)
+        rate, share = self.rate, self.uniform_share
+        return softmax_mixture(view, 1.0 - rate, rate * (1.0 - share), rate * share, self.temperature)
 
     @property
     def explore_rate(self) -> float:
@@ -149,8 +147,7 @@ class Softmax(_OnShortlist, frozen=True, kw_only=True, tag="softmax"):
 
     def mixture(self, view: SlotView) -> Mixture:
         """Return softmax and uniform parts."""
-        masses = (1.0 - self.uniform_share) * softmax(view.top_scores, self.temperature)
-        return Mixture(greedy=0.0, shortlist=masses, uniform=self.uniform_share)
+        return softmax_mixture(view, 0.0, 1.0 - self.uniform_share, self.uniform_share, self.temperature)
 
 
 class SquareCB(_OnShortlist, frozen=True, kw_only=True, tag="squarecb"):
@@ -184,12 +181,7 @@ class SquareCB(_OnShortlist, frozen=True, kw_only=True, tag="squarecb"):
 
     def mixture(self, view: SlotView) -> Mixture:
         """Return gap-weighted and uniform parts."""
-        scores = view.top_scores
-        masses: Float64Array = 1.0 / (len(scores) + self.gamma * (scores[0] - scores))
-        n_best = np.count_nonzero(scores == scores[0])
-        masses[:n_best] = (1.0 - masses[n_best:].sum()) / n_best
-        masses *= 1.0 - self.uniform_share
-        return Mixture(greedy=0.0, shortlist=masses, uniform=self.uniform_share)
+        return inverse_gap_mixture(view, self.gamma, self.uniform_share)
 
 
 class VwExplorer(_OnShortlist, frozen=True, kw_only=True, tag="vw"):
@@ -232,6 +224,8 @@ class VwExplorer(_OnShortlist, frozen=True, kw_only=True, tag="vw"):
             raise ValueError(f"the explorer must give a pmf over the {len(view.top)} actions of the shortlist")
         return Mixture(greedy=0.0, shortlist=(1.0 - self.uniform_share) * pmf, uniform=self.uniform_share)
 
+
+_ALL_GREEDY = Mixture(greedy=1.0, shortlist=np.zeros(0), uniform=0.0)
 
 Exploration = Greedy | Epsilon | Softmax | SquareCB | VwExplorer
 

@@ -40,7 +40,7 @@ class UnfitValue(ValueError):
         self.source = source
 
 
-class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """One feature, or one family of features for a multi-valued source.
 
     Attributes:
@@ -99,7 +99,7 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError(f"feature {self.name!r} is {self.kind} and cannot have a default")
         self.encode(self.default)
 
-    @property
+    @cached_property
     def bucket_edges(self) -> list[float]:
         """Return the ascending edges of the buckets; empty for an unbucketed number."""
         if self.edges or self.kind not in ("counter", "recency"):
@@ -209,8 +209,10 @@ class FeatureSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             UnfitValue: a value is not of its declared kind.
         """
         named: dict[str, float] = {}
-        for feature in self._of[namespace]:
-            named.update(feature.encode(feature.value_in(record)))
+        for feature in self.by_namespace[namespace]:
+            value = feature.value_in(record)
+            if value is not None:
+                named.update(feature.encode(value))
         return named
 
     def encode(self, namespace: Namespace, record: Record) -> Encoded:
@@ -219,12 +221,13 @@ class FeatureSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     # What follows from the declarations is worked out once, not with every request.
     @cached_property
-    def _of(self) -> dict[Namespace, list[Feature]]:
+    def by_namespace(self) -> dict[Namespace, list[Feature]]:
+        """The features of every namespace, in order."""
         return {n: [f for f in self.features if f.namespace == n] for n in NAMESPACE_LETTERS}  # type: ignore[misc]
 
     @cached_property
     def _sources(self) -> dict[Namespace, frozenset[str]]:
-        return {n: frozenset(k for f in of for k in (f.source, f.per) if k) for n, of in self._of.items()}
+        return {n: frozenset(k for f in of for k in (f.source, f.per) if k) for n, of in self.by_namespace.items()}
 
 
 def attribute_shares(items: Sequence[Record], source: str, *, limit: int) -> dict[str, float]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import msgspec
 
 from bandit.joining import JoinEvent, Position, slot_of
 
@@ -30,8 +32,7 @@ class Counts:
     at_ms: int = 0
 
 
-@dataclass(slots=True)
-class _Shown:
+class _Shown(msgspec.Struct, gc=False):
     """A decision whose events still count."""
 
     position: Position
@@ -41,8 +42,8 @@ class _Shown:
     user_key: str
     worth: Worth
     window_ms: int
-    clicked: set[int] = field(default_factory=set)
-    seen: set[tuple[int, str, str]] = field(default_factory=set)
+    clicked: set[int] = set()
+    seen: set[tuple[int, str, str]] = set()
 
 
 class ItemCounter:
@@ -89,7 +90,7 @@ class ItemCounter:
         early = self._early.pop(event_id, [])
         shown = _Shown(
             position=position,
-            first_position=min((at for at, _ in early), default=position),
+            first_position=min([at for at, _ in early], default=position),
             shown_at_ms=shown_at_ms,
             item_ids=item_ids,
             user_key=user_key,
@@ -99,7 +100,8 @@ class ItemCounter:
         self._shown[event_id] = shown
         self._shown_ends.append((position[0], event_id))
         for item_id in item_ids:
-            self._add(item_id, shown_at_ms, n_impressions=1.0)
+            counts, weight = self._at(item_id, shown_at_ms)
+            counts.n_impressions += weight
         for at, event in early:
             self._apply(shown, at, event)
 
@@ -168,27 +170,24 @@ class ItemCounter:
             shown.clicked.add(slot)
             if self._on_click is not None:
                 self._on_click(event.user_key or shown.user_key, shown.item_ids[slot], liked_at(position, event))
-        self._add(shown.item_ids[slot], shown.shown_at_ms, n_clicks=float(is_click), n_rewards=reward)
+        counts, weight = self._at(shown.item_ids[slot], shown.shown_at_ms)
+        counts.n_clicks += weight * is_click
+        counts.n_rewards += weight * reward
 
-    def _add(
-        self, item_id: str, at_ms: int, *, n_impressions: float = 0.0, n_clicks: float = 0.0, n_rewards: float = 0.0
-    ) -> None:
+    def _at(self, item_id: str, at_ms: int) -> tuple[Counts, float]:
+        """Return the counts of an item that is about to change, and what 1 at a time weighs in them."""
+        self._changed.add(item_id)
         counts = self._counts.get(item_id)
         if counts is None:
             counts = self._counts[item_id] = Counts(at_ms=at_ms)
-        weight = 1.0
-        if at_ms > counts.at_ms:
-            kept = decay(at_ms - counts.at_ms, self._half_life_ms)
-            counts.n_impressions *= kept
-            counts.n_clicks *= kept
-            counts.n_rewards *= kept
-            counts.at_ms = at_ms
-        else:
-            weight = decay(counts.at_ms - at_ms, self._half_life_ms)
-        counts.n_impressions += weight * n_impressions
-        counts.n_clicks += weight * n_clicks
-        counts.n_rewards += weight * n_rewards
-        self._changed.add(item_id)
+        if at_ms <= counts.at_ms:
+            return counts, decay(counts.at_ms - at_ms, self._half_life_ms)
+        kept = decay(at_ms - counts.at_ms, self._half_life_ms)
+        counts.n_impressions *= kept
+        counts.n_clicks *= kept
+        counts.n_rewards *= kept
+        counts.at_ms = at_ms
+        return counts, 1.0
 
 
 def liked_at(position: Position, event: JoinEvent) -> int:
@@ -203,4 +202,6 @@ def decay(age_ms: float, half_life_ms: float) -> float:
     0.25
     """
     half_lives = age_ms / half_life_ms
-    return float(2.0 ** -min(max(half_lives, -MAX_HALF_LIVES), MAX_HALF_LIVES))
+    if not -MAX_HALF_LIVES <= half_lives <= MAX_HALF_LIVES:
+        half_lives = min(max(half_lives, -MAX_HALF_LIVES), MAX_HALF_LIVES)
+    return float(2.0**-half_lives)

@@ -6,6 +6,7 @@ import heapq
 from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Collection, Sequence
+from operator import itemgetter
 from typing import Generic, TypeVar
 
 import msgspec
@@ -87,8 +88,8 @@ class Joiner(Generic[Payload]):
         self.counters: Counter[str] = Counter()
         self._pending_ms = pending_ms
         self._tracked: dict[str, _Tracked[Payload]] = {}
-        # (decided ms, position, event id) of decisions that showed an item to a user, in this order.
-        self._by_user_item: dict[tuple[str, str], list[tuple[int, Position, str]]] = {}
+        # (decided ms, position, event id) of the decisions for a user, in this order.
+        self._by_user: dict[str, list[tuple[int, Position, str]]] = {}
         self._pending: dict[str, list[tuple[Position, JoinEvent]]] = {}
         # (due ms, position, kind, event id); kinds: negative window, attribution window, pending events.
         self._timers: list[tuple[int, Position, str, str]] = []
@@ -141,9 +142,7 @@ class Joiner(Generic[Payload]):
         self._tracked[event_id] = tracked
         self.counters["decision"] += 1
         if user_key:
-            shown = (decided_at_ms, position, event_id)
-            for item_id in item_ids:
-                insort(self._by_user_item.setdefault((user_key, item_id), []), shown)
+            insort(self._by_user.setdefault(user_key, []), (decided_at_ms, position, event_id))
         now_ms = position[0]
         heapq.heappush(self._timers, (now_ms + int(policy.negative_window_s * 1000), position, "negative", event_id))
         # One millisecond later than the negative window at the least, so that the decision is still tracked then.
@@ -212,17 +211,24 @@ class Joiner(Generic[Payload]):
         `_last_shown` prefers them, although they came into the journal first. A decision is reread together with them:
         events that went to them would otherwise go to it.
         """
-        shown = (self._by_user_item.get((user_key, item_id), []) for item_id in item_ids)
-        return [position for one in shown for _, position, _ in one[_n_until(decided_at_ms, one) :]]
+        decisions = self._by_user.get(user_key)
+        # The newest is the last: mostly none is later.
+        if not decisions or decisions[-1][0] <= decided_at_ms:
+            return []
+        later, items = decisions[_n_until(decided_at_ms, decisions) :], set(item_ids)
+        return [position for _, position, event_id in later if not items.isdisjoint(self._tracked[event_id].item_ids)]
 
     def _last_shown(self, event: JoinEvent) -> str | None:
         """Return the last decision that showed the event's item to its user before the event, None without one.
 
         Entries that waited in a spool may come into the journal later than what was decided after them.
         """
-        shown = self._by_user_item.get((event.user_key, event.item_id or ""), [])
-        n_before = _n_until(event.accepted_at_ms, shown)
-        return shown[n_before - 1][2] if n_before else None
+        decisions = self._by_user.get(event.user_key, [])
+        for place in reversed(range(_n_until(event.accepted_at_ms, decisions))):
+            event_id = decisions[place][2]
+            if event.item_id in self._tracked[event_id].item_ids:
+                return event_id
+        return None
 
     def _apply(self, tracked: _Tracked[Payload], event: JoinEvent, now_ms: int) -> list[Joined[Payload]]:
         reward = tracked.policy.reward(event.event_type, event.value)
@@ -288,16 +294,16 @@ class Joiner(Generic[Payload]):
         )
 
     def _forget(self, tracked: _Tracked[Payload]) -> None:
-        for item_id in tracked.item_ids if tracked.user_key else ():
-            key = (tracked.user_key, item_id)
-            self._by_user_item[key].remove((tracked.decided_at_ms, tracked.position, tracked.event_id))
-            if not self._by_user_item[key]:
-                del self._by_user_item[key]
+        if tracked.user_key:
+            decisions = self._by_user[tracked.user_key]
+            decisions.remove((tracked.decided_at_ms, tracked.position, tracked.event_id))
+            if not decisions:
+                del self._by_user[tracked.user_key]
 
 
-def _n_until(at_ms: int, shown: Sequence[tuple[int, Position, str]]) -> int:
+def _n_until(at_ms: int, decisions: Sequence[tuple[int, Position, str]]) -> int:
     """Return how many of the decisions, in the order they were made, were made until `at_ms`."""
-    return bisect_right(shown, at_ms, key=lambda decision: decision[0])
+    return bisect_right(decisions, at_ms, key=itemgetter(0))
 
 
 def slot_of(item_ids: Sequence[str], event: JoinEvent) -> int | None:

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from vowpal_wabbit_next import CBLabel, Workspace
 
-from bandit.policy import ModelSpec, touched_weights
+from bandit._native import WeightSet
+from bandit.policy import ModelSpec
 from bandit.vw_format import (
+    CONSTANT_INDEX,
+    INTERACTION_PRIME,
     Encoded,
     ExamplePool,
     Float32Array,
@@ -20,6 +23,7 @@ from bandit.vw_format import (
     weight_table,
 )
 
+_CONSTANT = np.array([CONSTANT_INDEX], dtype=np.uint32)
 # Online importance weights are at most 1 / this.
 MIN_LEARNING_PROPENSITY = 0.05
 
@@ -60,6 +64,8 @@ class Learner:
         self.spec = spec
         self._min_propensity = min_propensity
         self._pool = ExamplePool()
+        # One for all examples: making one takes as long as setting it.
+        self._label = CBLabel(label=(0.0, 1.0))
         try:
             self._workspace: VwWorkspace = Workspace(spec.arguments(), model_data=model_bytes)
         except RuntimeError as error:
@@ -68,10 +74,7 @@ class Learner:
         if shape[:2] != (1 << spec.bits, 1):
             raise ValueError(f"model must have {1 << spec.bits} weights and one sub-model, got shape {shape}")
         self._weights = weight_table(self._workspace, spec.arguments())[:, 0]
-        self._untold = np.zeros(1 << spec.bits, dtype=np.bool_)
-        self._has_untold = False
-        # Shared and action features of what was learned and is not in `_untold` yet.
-        self._learned: tuple[list[Mapping[str, Encoded]], list[Mapping[str, Encoded]]] = ([], [])
+        self._untold = WeightSet(bits=spec.bits, prime=int(INTERACTION_PRIME))
         self.n_learned = 0
         self.loss_sum = 0.0
 
@@ -86,29 +89,28 @@ class Learner:
             reward: better is up.
             propensity: the logged conditional propensity, in (0, 1].
         """
-        label = CBLabel(label=(-reward, max(propensity, self._min_propensity)))
-        examples = [self._pool.fill_shared(shared), self._pool.fill_action(0, action, label=label)]
+        self._label.label = (-reward, max(propensity, self._min_propensity))
+        examples = self._pool.fill_shared(shared), self._pool.fill_action(0, action, label=self._label)
         cost = predict_then_learn_cost(self._workspace, examples)
         self.loss_sum += (reward + cost) ** 2
         self.n_learned += 1
-        self._learned[0].append(shared)
-        self._learned[1].append(action)
+        self._untold.add(
+            [_CONSTANT, *[one.indices for one in shared.values()], *[one.indices for one in action.values()]],
+            [
+                (shared[first].indices, action[second].indices)
+                for first, second in self.spec.interactions
+                if first in shared and second in action
+            ],
+        )
 
     def change(self) -> WeightChange:
         """Return the weights touched since `forget_change`, with their values now."""
-        if self._learned[0]:
-            self._untold[touched_weights(self.spec, *self._learned)] = True
-            self._learned = ([], [])
-            self._has_untold = True
-        touched = np.flatnonzero(self._untold) if self._has_untold else np.empty(0, dtype=np.int64)
-        return WeightChange(indices=touched.astype(np.uint32), values=self._weights[touched])
+        touched = self._untold.positions()
+        return WeightChange(indices=touched, values=self._weights[touched])
 
     def forget_change(self) -> None:
         """Start over: what was touched so far is known to whoever had to know."""
-        self._learned = ([], [])
-        if self._has_untold:
-            self._untold[:] = False
-            self._has_untold = False
+        self._untold.clear()
 
     def all_weights(self) -> WeightChange:
         """Return every weight that is not zero."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from vowpal_wabbit_next import CBLabel, Workspace
 
-from bandit._native import add_costs
+from bandit._native import score_actions
 from bandit.vw_format import (
     ACTION_NAMESPACES,
     CONSTANT_INDEX,
@@ -29,8 +30,7 @@ from bandit.vw_format import (
     weight_table,
 )
 
-_NO_INDICES = np.zeros(0, dtype=np.uint32)
-_NO_VALUES = np.zeros(0, dtype=np.float32)
+_PRIME = int(INTERACTION_PRIME)
 
 Interactions = tuple[tuple[str, str], ...]
 
@@ -56,8 +56,7 @@ class ModelSpec:
         return vw_arguments(self.interactions, learning_rate=self.learning_rate, bits=self.bits)
 
 
-@dataclass(frozen=True, slots=True)
-class ActionFeatures:
+class ActionFeatures(msgspec.Struct, frozen=True):
     """Hashed features of n actions in one namespace, padded to the longest.
 
     Attributes:
@@ -87,7 +86,6 @@ class WeightTable:
         self.spec = spec
         self.version = 0
         self.weights: Float32Array = np.zeros(1 << spec.bits, dtype=np.float32)
-        self._mask = np.uint32((1 << spec.bits) - 1)
 
     def apply(self, indices: UInt32Array, values: Float32Array, *, version: int) -> None:
         """Overwrite weights: uint32 [m] table positions, float32 [m] values; the table is then of `version`.
@@ -107,19 +105,21 @@ class WeightTable:
 
         Linear terms plus, for every declared pair of namespaces, the weight at (i_shared * prime) xor i_action.
         """
-        weights, mask = self.weights, self._mask
-        n = next(iter(actions.values())).indices.shape[0]
-        constant = float(weights[CONSTANT_INDEX & int(mask)])
-        for encoded in shared.values():
-            constant += float(weights[encoded.indices & mask].astype(np.float64) @ encoded.values)
-        cost = np.full(n, constant)
-        for name, action in actions.items():
-            crossed = [shared[first] for first, second in self.spec.interactions if second == name and first in shared]
-            halves = [one.indices * INTERACTION_PRIME for one in crossed] or [_NO_INDICES]
-            values = [one.values for one in crossed] or [_NO_VALUES]
-            add_costs(cost, weights, action.indices, action.values, np.concatenate(halves), np.concatenate(values))
-        scores: Float32Array = (0.0 - cost).astype(np.float32)
-        return scores
+        position = {name: place for place, name in enumerate(shared)}
+        return score_actions(
+            self.weights,
+            constant_index=CONSTANT_INDEX,
+            prime=_PRIME,
+            shared=[(encoded.indices, encoded.values) for encoded in shared.values()],
+            actions=[
+                (
+                    action.indices,
+                    action.values,
+                    [position[one] for one, other in self.spec.interactions if other == name and one in position],
+                )
+                for name, action in actions.items()
+            ],
+        )
 
 
 class VwReference:
@@ -180,7 +180,7 @@ def score_terms(spec: ModelSpec, shared: Mapping[str, Encoded], action: Mapping[
             one, other = shared[first], action[second]
             features += [((first, a), (second, b)) for a in one.names for b in other.names]
             values.append(np.outer(one.values.astype(np.float64), other.values).ravel())
-    positions = touched_weights(spec, [shared], [action])
+    positions = touched_weights(spec, shared, action)
     return ScoreTerms(features=features, values=np.concatenate(values), positions=positions)
 
 
@@ -191,39 +191,15 @@ def row_features(features: ActionFeatures, row: int) -> Encoded:
 
 
 def touched_weights(
-    spec: ModelSpec, shared: Sequence[Mapping[str, Encoded]], actions: Sequence[Mapping[str, Encoded]]
+    spec: ModelSpec, shared: Mapping[str, Encoded], action: Mapping[str, Encoded]
 ) -> npt.NDArray[np.int64]:
-    """Return int64 table positions that learning these n examples can change, with repetitions.
-
-    Args:
-        spec: of the model.
-        shared: of each example.
-        actions: of each example, the one that is learned.
-    """
+    """Return int64 table positions that learning an action can change, with repetitions."""
     mask = np.uint32((1 << spec.bits) - 1)
     parts = [np.array([CONSTANT_INDEX], dtype=np.uint32)]
-    parts += [e.indices for example in (*shared, *actions) for e in example.values()]
+    parts += [encoded.indices for encoded in (*shared.values(), *action.values())]
     for first, second in spec.interactions:
-        pairs = [
-            (s[first].indices, a[second].indices)
-            for s, a in zip(shared, actions, strict=True)
-            if first in s and second in a
-        ]
-        if pairs:
-            parts.append(_crossed(*map(list, zip(*pairs, strict=True))))
+        if first in shared and second in action:
+            halves = shared[first].indices * INTERACTION_PRIME
+            parts.append(np.bitwise_xor.outer(halves, action[second].indices).ravel())
     positions: npt.NDArray[np.int64] = (np.concatenate(parts) & mask).astype(np.int64)
     return positions
-
-
-def _crossed(firsts: Sequence[UInt32Array], seconds: Sequence[UInt32Array]) -> UInt32Array:
-    """Return the hashes of every pair of a feature of firsts[i] with one of seconds[i], for all i."""
-    n_second = np.array([len(second) for second in seconds])
-    starts = np.cumsum(n_second) - n_second
-    n_first = [len(first) for first in firsts]
-    # One block a first feature: all features of its second, which stand at `begins` of the concatenation.
-    lengths, begins = np.repeat(n_second, n_first), np.repeat(starts, n_first)
-    ends = np.cumsum(lengths)
-    within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths - begins, lengths)
-    halves = np.repeat(np.concatenate(firsts) * INTERACTION_PRIME, lengths)
-    crossed: UInt32Array = halves ^ np.concatenate(seconds)[within]
-    return crossed

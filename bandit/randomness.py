@@ -8,19 +8,27 @@ from typing import Any, Literal
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
 
+from bandit._native import philox_uniforms
+from bandit.columns import Float64Array
+
 Purpose = Literal["slot", "discovery", "variant", "sample", "candidates", "world"]
 
 
-def build_generator(*, salt: bytes, purpose: Purpose, surface: str, event_id: str) -> np.random.Generator:
-    """Build the Philox generator of one purpose of one decision.
+def draw_uniforms(n: int, *, salt: bytes, purpose: Purpose, surface: str, event_id: str) -> Float64Array:
+    """Draw float64 [n] in [0, 1): the first that the generator of this purpose of this decision draws."""
+    return philox_uniforms(_key(salt, purpose, surface, event_id), n)
 
-    The parts are length-prefixed before hashing, so no two different tuples share a key.
-    """
-    digest = blake2b(digest_size=16)
-    for part in (salt, purpose.encode(), surface.encode(), event_id.encode()):
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return np.random.Generator(np.random.Philox(seed=_Key(digest.digest())))  # type: ignore[arg-type] # its stub knows SeedSequence only
+
+def build_generator(*, salt: bytes, purpose: Purpose, surface: str, event_id: str) -> np.random.Generator:
+    """Build the Philox generator of one purpose of one decision."""
+    key = _key(salt, purpose, surface, event_id)
+    return np.random.Generator(np.random.Philox(seed=_Key(key)))  # type: ignore[arg-type] # its stub knows SeedSequence only
+
+
+def _key(salt: bytes, *texts: str) -> bytes:
+    """Return 16 bytes; the parts are length-prefixed before hashing, so no two different tuples share a key."""
+    parts = (salt, *[text.encode() for text in texts])
+    return blake2b(b"".join([len(part).to_bytes(8, "little") + part for part in parts]), digest_size=16).digest()
 
 
 class _Key(ISeedSequence):

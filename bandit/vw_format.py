@@ -7,15 +7,15 @@ VW's own (`--hash strings`), so that an export with the same names trains to the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, cast
 
-import mmh3
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from vowpal_wabbit_next import CBLabel, Example, Workspace
 from vowpal_wabbit_next.example import FeatureGroupRef
+
+from bandit import _native
 
 VwWorkspace = Workspace[Literal[False]]
 UInt32Array = npt.NDArray[np.uint32]
@@ -32,26 +32,20 @@ SHARED_NAMESPACES = ("context", "user", "position")
 ACTION_NAMESPACES = ("item", "dynamic")
 _NAMESPACE_CODES = {name: ord(letter) for name, letter in NAMESPACE_LETTERS.items()}
 
-_TRIMMED = "".join(map(chr, range(0x21)))
+# VW seeds the hash of a feature with that of its namespace, whose name has no namespace: seed 0.
+_NAMESPACE_HASHES = {name: _native.feature_index(0, letter) for name, letter in NAMESPACE_LETTERS.items()}
 
 
-@lru_cache(maxsize=262_144)
 def feature_index(namespace: str, name: str) -> int:
     """Return VW's 32-bit index of a named feature, before the table mask is applied.
 
     >>> feature_index("context", "device=tv")
     3007328952
     """
-    seed = mmh3.hash(NAMESPACE_LETTERS[namespace], 0, signed=False)
-    # VW trims blanks and control characters, and takes a name of digits only as a number.
-    trimmed = name.strip(_TRIMMED)
-    if trimmed.isascii() and trimmed.isdigit():
-        return (int(trimmed) + seed) & 0xFFFFFFFF
-    return mmh3.hash(trimmed, seed, signed=False) if trimmed else seed
+    return _native.feature_index(_NAMESPACE_HASHES[namespace], name)
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(msgspec.Struct, frozen=True):
     """The features of one namespace of one example.
 
     Attributes:
@@ -65,26 +59,13 @@ class Encoded:
     values: Float32Array
 
 
-_NO_FEATURES = Encoded(names=(), indices=np.zeros(0, dtype=np.uint32), values=np.zeros(0, dtype=np.float32))
-
-
-def encode(namespace: str, features: Mapping[str, float]) -> Encoded:
+def encode(namespace: str, features: dict[str, float]) -> Encoded:
     """Hash named features of one namespace; features with value 0 are left out, as VW would.
 
     Raises:
         ValueError: a value is not finite in float32.
     """
-    if not features:
-        return _NO_FEATURES
-    with np.errstate(over="ignore"):
-        values = np.fromiter(features.values(), dtype=np.float32, count=len(features))
-    if not np.isfinite(values).all():
-        bad = list(features)[int(np.argmin(np.isfinite(values)))]
-        raise ValueError(f"feature {bad!r} must be finite, got {features[bad]}")
-    # Only now: a value may be 0 in float32 alone.
-    names = tuple(name for name, value in zip(features, values.tolist(), strict=True) if value != 0.0)
-    indices = np.fromiter((feature_index(namespace, name) for name in names), dtype=np.uint32, count=len(names))
-    return Encoded(names=names, indices=indices, values=values[values != 0.0])
+    return Encoded(*_native.encode_features(_NAMESPACE_HASHES[namespace], features))
 
 
 def vw_arguments(interactions: tuple[tuple[str, str], ...], *, learning_rate: float, bits: int) -> list[str]:
@@ -149,8 +130,9 @@ def weight_table(workspace: VwWorkspace, arguments: Sequence[str]) -> Float32Arr
 class _Refilled:
     """A VW example that is filled again and again; nobody else changes its features."""
 
-    def __init__(self, namespaces: Sequence[str]) -> None:
+    def __init__(self, namespaces: Sequence[str], label: CBLabel) -> None:
         self.example = Example()
+        self.example.set_label(label)
         self._namespaces = namespaces
         # What each group holds, in the order of the groups, and VW's own group.
         self._held: dict[str, Encoded] = {}
@@ -158,9 +140,12 @@ class _Refilled:
 
     def fill(self, encoded: Mapping[str, Encoded]) -> None:
         """Overwrite the features; what is there already is not written again."""
-        # VW's empty groups count as namespaces, so an example has only those that hold something.
-        wanted = {name: encoded[name] for name in self._namespaces if name in encoded and len(encoded[name].indices)}
-        held = self._held
+        wanted, held = {}, self._held
+        for name in self._namespaces:
+            features = encoded.get(name)
+            # VW's empty groups count as namespaces, so an example has only those that hold something.
+            if features is not None and len(features.indices):
+                wanted[name] = features
         if wanted.keys() != held.keys():
             # VW adds up groups in the order they came: begin again, so that no sum depends on earlier examples.
             self._begin_again(wanted)
@@ -169,7 +154,7 @@ class _Refilled:
             if held.get(name) is not features:
                 group = self._groups[name]
                 group.truncate_to(0)
-                group.push_many_features(features.indices.astype(np.uint64), features.values)  # type: ignore[arg-type] # its stub's dtypes are private
+                group.push_many_features(features.indices, features.values)  # type: ignore[arg-type] # its stub's dtypes are private
         self._held = wanted
 
     def _begin_again(self, names: Iterable[str]) -> None:
@@ -187,8 +172,7 @@ class ExamplePool:
     """
 
     def __init__(self) -> None:
-        self._shared = _Refilled(SHARED_NAMESPACES)
-        self._shared.example.set_label(CBLabel(shared=True))
+        self._shared = _Refilled(SHARED_NAMESPACES, CBLabel(shared=True))
         self._actions: list[_Refilled] = []
 
     def fill_shared(self, shared: Mapping[str, Encoded]) -> Example:
@@ -199,9 +183,10 @@ class ExamplePool:
     def fill_action(self, position: int, action: Mapping[str, Encoded], *, label: CBLabel) -> Example:
         """Overwrite and return the action example at `position`, growing the pool when it is the next one."""
         if position == len(self._actions):
-            self._actions.append(_Refilled(ACTION_NAMESPACES))
+            self._actions.append(_Refilled(ACTION_NAMESPACES, label))
         refilled = self._actions[position]
-        refilled.example.set_label(label)
+        # Below `Example.set_label`, which asks what kind of label it is; they are all of one.
+        refilled.example._example._set_label(label)
         refilled.fill(action)
         return refilled.example
 

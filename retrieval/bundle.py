@@ -271,7 +271,8 @@ def _load_files(folder: Path, manifest: dict[str, Any], config: IndexConfig) -> 
         name: msgspec.msgpack.decode((folder / f"{name}.msgpack").read_bytes(), type=list[str]) for name in _ID_LISTS
     }
     names = [name.removesuffix(".npy") for name in manifest["files"] if name.endswith(".npy")]
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
+    # As plain arrays: every slice of a `memmap` is made by Python code.
+    arrays = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)) for name in names}
     embeddings = _embeddings(ids, arrays, alpha0=manifest["alpha0"], regularization=manifest["regularization"])
     counts = {"n_items": len(embeddings.item_ids), "n_users": len(embeddings.user_ids)}
     for name, count in counts.items():

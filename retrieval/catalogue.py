@@ -113,7 +113,7 @@ class Catalogue:
 
     def rank_of(self, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
         """Return the ranks of rows; ascending rank is UTF-8 id order."""
-        return self.rank[rows]
+        return self.rank.take(rows)
 
     def _take_row(self, item_id: str) -> int:
         if self._free:

@@ -7,7 +7,7 @@ of events; beyond, what is forgotten is a function of the events in their order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 MS_PER_DAY = 86_400_000.0
@@ -65,18 +65,17 @@ class CoCounter:
         self._recent[user_key] = recent
         if item_id in recent:
             return
-        self._count(item_id, at_ms).n_users += self._weight(item_id, at_ms)
+        counts = self._count(item_id, at_ms)
+        counts.n_users += _decay(counts.at_ms - at_ms, self.config.half_life_ms)
         for other_id, other_ms in recent.items():
             pair_ms = (at_ms + other_ms) / 2
-            for left, right in ((item_id, other_id), (other_id, item_id)):
-                # The other may have been forgotten since.
-                partners = self._count(left, at_ms).partners
-                partners[right] = partners.get(right, 0.0) + self._weight(left, pair_ms)
-                if len(partners) > 2 * self.config.partners_per_item:
-                    self._items[left].partners = dict(self._best(left))
+            self._pair(counts, other_id, pair_ms)
+            # The other may have been forgotten since.
+            self._pair(self._count(other_id, at_ms), item_id, pair_ms)
         recent[item_id] = at_ms
         if len(recent) > self.config.recent_per_user:
-            del recent[min(recent, key=lambda known: (recent[known], known))]
+            _, oldest = min(zip(recent.values(), recent, strict=True))
+            del recent[oldest]
         if len(self._recent) > self.config.max_users:
             del self._recent[next(iter(self._recent))]
         if len(self._items) > self.config.max_items * 1.1:
@@ -98,7 +97,8 @@ class CoCounter:
 
     def published(self, item_id: str) -> tuple[CoCounts, list[tuple[str, float]]]:
         """Return the counts of an item and its best partners, most common users first."""
-        return self._items[item_id], self._best(item_id)
+        counts = self._items[item_id]
+        return counts, self._best(counts)
 
     def counts(self) -> Iterator[tuple[str, CoCounts]]:
         """Yield everything that is counted, by id, to `restore` from."""
@@ -115,7 +115,9 @@ class CoCounter:
 
     def _count(self, item_id: str, at_ms: int) -> CoCounts:
         """Return the counts of an item, as of a time not too long before `at_ms`: later events weigh more than 1."""
-        counts = self._items.setdefault(item_id, CoCounts(at_ms=at_ms))
+        counts = self._items.get(item_id)
+        if counts is None:
+            counts = self._items[item_id] = CoCounts(at_ms=at_ms)
         if at_ms - counts.at_ms > _MAX_AHEAD_HALF_LIVES * self.config.half_life_ms:
             kept = _decay(at_ms - counts.at_ms, self.config.half_life_ms)
             counts.n_users *= kept
@@ -124,12 +126,17 @@ class CoCounter:
         self._changed.add(item_id)
         return counts
 
-    def _weight(self, item_id: str, at_ms: float) -> float:
-        return _decay(self._items[item_id].at_ms - at_ms, self.config.half_life_ms)
+    def _pair(self, counts: CoCounts, partner_id: str, at_ms: float) -> None:
+        """Count a user who liked an item and a partner of it."""
+        partners = counts.partners
+        partners[partner_id] = partners.get(partner_id, 0.0) + _decay(counts.at_ms - at_ms, self.config.half_life_ms)
+        if len(partners) > 2 * self.config.partners_per_item:
+            counts.partners = dict(self._best(counts))
 
-    def _best(self, item_id: str) -> list[tuple[str, float]]:
-        partners: Sequence[tuple[str, float]] = list(self._items[item_id].partners.items())
-        return sorted(partners, key=lambda pair: (-pair[1], pair[0]))[: self.config.partners_per_item]
+    def _best(self, counts: CoCounts) -> list[tuple[str, float]]:
+        partners = counts.partners
+        ranked = sorted(sorted(partners), key=partners.__getitem__, reverse=True)
+        return [(partner, partners[partner]) for partner in ranked[: self.config.partners_per_item]]
 
     def _forget_items(self, now_ms: int) -> None:
         def users(item_id: str) -> float:
@@ -141,4 +148,7 @@ class CoCounter:
 
 
 def _decay(age_ms: float, half_life_ms: float) -> float:
-    return float(2.0 ** -min(max(age_ms / half_life_ms, -_MAX_HALF_LIVES), _MAX_HALF_LIVES))
+    half_lives = age_ms / half_life_ms
+    if not -_MAX_HALF_LIVES <= half_lives <= _MAX_HALF_LIVES:
+        half_lives = min(max(half_lives, -_MAX_HALF_LIVES), _MAX_HALF_LIVES)
+    return float(2.0**-half_lives)

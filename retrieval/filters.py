@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from retrieval import _native
 from retrieval.catalogue import UNKNOWN_AGE, Catalogue
 
 Int32Array = npt.NDArray[np.int32]
 
 
-@dataclass(frozen=True, slots=True)
-class Viewer:
+class Viewer(msgspec.Struct, frozen=True, gc=False):
     """What eligibility reads of a viewer.
 
     Attributes:
@@ -32,12 +32,16 @@ class Viewer:
 
 def eligible_mask(catalogue: Catalogue, rows: Int32Array, viewer: Viewer, *, now_ms: int) -> npt.NDArray[np.bool_]:
     """Return bool [n]: which of `rows` this viewer may be shown at `now_ms`."""
-    mask: npt.NDArray[np.bool_] = catalogue.listed[rows] & (catalogue.expires_at_unix_ms[rows] > now_ms)
-    mask &= catalogue.available_at_unix_ms[rows] <= now_ms
-    mask &= catalogue.allowed_in(viewer.country)[rows]
-    if viewer.age is not None:
-        needed = catalogue.min_age[rows]
-        mask &= np.where(needed == UNKNOWN_AGE, viewer.unknown_item_min_age, needed) <= viewer.age
-    if viewer.hidden_rows:
-        mask &= ~np.isin(rows, np.fromiter(viewer.hidden_rows, dtype=np.int32))
-    return mask
+    return _native.eligible(
+        rows,
+        listed=catalogue.listed,
+        available_ms=catalogue.available_at_unix_ms,
+        expires_ms=catalogue.expires_at_unix_ms,
+        allowed=catalogue.allowed_in(viewer.country),
+        min_age=catalogue.min_age,
+        now_ms=now_ms,
+        age=viewer.age,
+        unknown_age=UNKNOWN_AGE,
+        unknown_needs=viewer.unknown_item_min_age,
+        hidden=np.fromiter(viewer.hidden_rows, dtype=np.int32, count=len(viewer.hidden_rows)),
+    )

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval import _native
+
 Int32Array = NDArray[np.int32]
 Float64Array = NDArray[np.float64]
 
@@ -83,11 +85,11 @@ def build_rankings(items: ItemArrays, *, now_ms: int, config: RankingConfig) -> 
     # In logarithms: a very old item still has an order.
     novelty = -age_days / config.novelty_half_life_days
     claim = novelty - np.log2(1.0 + items.impressions[rows] + items.n_interactions[rows])
-    explored = _top(claim, config.n_kept)
+    explored = _native.best(claim, config.n_kept)
     return Rankings(
-        popular=rows[_top(interactions, config.n_kept)],
-        trending=rows[(best := _top(trending, config.n_kept))[trending[best] > 0.0]],
-        fresh=rows[_top(available.astype(np.float64), config.n_kept)],
+        popular=rows[_native.best(interactions, config.n_kept)],
+        trending=rows[(best := _native.best(trending, config.n_kept))[trending[best] > 0.0]],
+        fresh=rows[_native.best(available.astype(np.float64), config.n_kept)],
         under_explored=rows[explored],
         exploration_weight=np.exp2(np.maximum(claim[explored] - claim[explored].max(initial=0.0), -1000.0)),
     )
@@ -107,16 +109,4 @@ def draw_weighted(weights: Float64Array, n: int, rng: np.random.Generator) -> ND
         int64 positions, in the order of the draws.
     """
     keys = rng.exponential(size=len(weights)) / weights
-    return _top(-keys, n)
-
-
-def _top(scores: Float64Array, n: int) -> NDArray[np.int64]:
-    """Return the positions of the n largest, largest first, equal ones in order; a full sort would cost ten times."""
-    if n < len(scores):
-        edge = np.partition(scores, len(scores) - n)[len(scores) - n]
-        found = np.flatnonzero(scores > edge)
-        found = np.sort(np.concatenate([found, np.flatnonzero(scores == edge)[: n - len(found)]]))
-    else:
-        found = np.arange(len(scores))
-    top: NDArray[np.int64] = found[np.argsort(-scores[found], kind="stable")]
-    return top
+    return _native.best(-keys, n)

@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval import _native
+
 Metric = Literal["ip", "cosine"]
 
 MAX_LABEL = 2**31 - 1
@@ -120,12 +122,7 @@ def best_first(
         return labels, scores
     if len(scores) <= k and (scores[1:] <= scores[:-1]).all():
         return _by_label_where_tied(labels, scores), scores
-    if k < len(scores):
-        # Everything that ties with the k-th is kept until the final order has decided.
-        edge = np.partition(scores, len(scores) - k)[len(scores) - k]
-        kept = np.flatnonzero(scores >= edge)
-        labels, scores = labels[kept], scores[kept]
-    order = np.lexsort((labels, -scores))[:k]
+    order = _native.best(scores, k, labels=labels)
     return labels[order], scores[order]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bandit.slate import draw_slot
+from bandit.slot import draw_slot
 from service.decision_record import inputs_digest, record_slot, walk_of
 from service.messages import Decision
 
@@ -55,7 +55,7 @@ def audit_decision(decision: Decision, *, tolerance: float = 0.0) -> list[Mismat
             return [*found, Mismatch(decision.event_id, slot, "feasibility", record.item_id, "not feasible")]
         if not 0.0 <= record.uniform < 1.0:
             return [*found, Mismatch(decision.event_id, slot, "uniform", record.uniform, "in [0, 1)")]
-        draw = draw_slot(here, slot=slot, uniform=record.uniform)
+        draw = draw_slot(here, slot, record.uniform)
         expected = record_slot(draw, walk.actions, features=record.features)
         found += [
             Mismatch(decision.event_id, slot, what, getattr(record, what), getattr(expected, what))

@@ -8,7 +8,7 @@ import numpy as np
 
 from bandit.columns import Columns
 from bandit.exploration import Epsilon, Exploration, Softmax, SquareCB
-from bandit.randomness import build_generator
+from bandit.randomness import build_generator, draw_uniforms
 from bandit.rules import (
     Discovery,
     Diversity,
@@ -90,7 +90,7 @@ def _decide(event_id: str, rng: np.random.Generator, *, salt: bytes, versions: V
         n_slots=n_slots,
         discovery_positions=positions,
     )
-    uniforms = build_generator(salt=salt, purpose="slot", surface=_SURFACE, event_id=event_id).random(n_slots)
+    uniforms = draw_uniforms(n_slots, salt=salt, purpose="slot", surface=_SURFACE, event_id=event_id)
     n = len(actions.ids)
     decision = Decision(
         event_id=event_id,

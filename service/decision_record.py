@@ -14,7 +14,8 @@ from bandit.exploration import VwExplorer
 from bandit.explorer import action_features
 from bandit.features import FeatureSchema
 from bandit.policy import ActionFeatures
-from bandit.slate import ActionSet, ExplorerPmf, SlateWalk, SlotDraw
+from bandit.slate import ActionSet, ExplorerPmf, SlateWalk
+from bandit.slot import SlotDraw
 from bandit.vw_format import Encoded
 from service.feature_records import FindItem, item_record
 from service.messages import CandidateList, Decision, HashedFeatures, Shortlisted, SlotRecord
@@ -115,33 +116,34 @@ def dynamic_record(columns: Columns, action: int, *, source: str) -> dict[str, A
     """Return what dynamic features of one candidate read: its source and its columns, None where they say nothing."""
     record: dict[str, Any] = {}
     for name, column in columns.items():
-        value = column[action].item()
-        record[name] = None if isinstance(value, float) and np.isnan(value) else value
+        value = column.item(action)
+        # NaN alone differs from itself.
+        record[name] = value if value == value else None
     record["source"] = source
     return record
 
 
 def record_slot(draw: SlotDraw, actions: ActionSet, *, features: dict[str, dict[str, float]]) -> SlotRecord:
     """Build the record of one slot."""
-    view = draw.here.view
-    explored = view.explorer_pmf
+    here = draw.here
+    explored = here.explorer_pmf
     return SlotRecord(
         item_id=actions.ids[draw.action],
         action=draw.action,
         propensity=draw.propensity,
         uniform=draw.uniform,
         cumulative_before=draw.cumulative_before,
-        n_feasible=view.n_allowed,
-        greedy_action=int(view.greedy[0]),
-        n_greedy=len(view.greedy),
-        explore_propensity=draw.here.explore_propensity,
-        is_discovery=draw.here.is_discovery,
+        n_feasible=draw.n_allowed,
+        greedy_action=draw.best,
+        n_greedy=draw.n_best,
+        explore_propensity=here.explore_propensity,
+        is_discovery=here.is_discovery,
         branch=draw.branch,
         reason=draw.reason,
-        boost=float(draw.here.boosts[draw.action]),
-        gave_way=list(draw.here.gave_way),
+        boost=draw.boost,
+        gave_way=list(here.gave_way),
         features=features,
-        shortlist=b"" if explored is None else view.top.astype("<u4").tobytes(),
+        shortlist=b"" if explored is None else here.view.top.astype("<u4").tobytes(),
         explorer_pmf=b"" if explored is None else explored.astype("<f8").tobytes(),
     )
 

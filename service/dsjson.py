@@ -13,12 +13,12 @@ import orjson
 
 from bandit.features import FeatureSchema
 from bandit.learner import MIN_LEARNING_PROPENSITY
-from bandit.slate import SlotPmf
+from bandit.slot import SlotPmf
 from bandit.vw_format import ACTION_NAMESPACES, NAMESPACE_LETTERS, SHARED_NAMESPACES, encode, feature_index
 from service.learned import LearnedDecision, named_features
 from service.messages import Outcome
 
-Named = Mapping[str, Mapping[str, float]]
+Named = Mapping[str, dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,7 @@ def _namespaces(named: Named, namespaces: Sequence[str]) -> dict[str, Any]:
     return {NAMESPACE_LETTERS[name]: features for name, features in found.items() if features}
 
 
-def _features(namespace: str, named: Mapping[str, float]) -> dict[str, np.float32]:
+def _features(namespace: str, named: dict[str, float]) -> dict[str, np.float32]:
     encoded = encode(namespace, named)
     seed = feature_index(namespace, "")
     # float32 prints the shortest text that reads back as the same number, whatever VW's parser rounds on the way.

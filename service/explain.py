@@ -8,7 +8,7 @@ import numpy as np
 
 from bandit.exploration import VwExplorer
 from bandit.policy import WeightTable
-from bandit.slate import SlotPmf
+from bandit.slot import SlotPmf
 from service.config import Config
 from service.decision_record import walk_of
 from service.errors import NotFound

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from bandit.columns import BoolArray
 from bandit.exploration import Greedy
 from bandit.rules import Boost, Discovery, Diversity, Placement, Rule
-from bandit.slate import ActionSet, SlateWalk, SlotPmf
+from bandit.slate import ActionSet, SlateWalk
+from bandit.slot import SlotPmf
 from service.explanation import BoostPart, RemovedItem, RuleName, RunnerUp
 from service.messages import Decision
 

@@ -84,5 +84,5 @@ def score_in_words(logged: float, score: ExplainedScore | None, boosts: Sequence
     return f"{said}."
 
 
-def _encoded(named: Mapping[str, Mapping[str, float]]) -> dict[str, Encoded]:
+def _encoded(named: Mapping[str, dict[str, float]]) -> dict[str, Encoded]:
     return {namespace: encode(namespace, features) for namespace, features in named.items()}

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 from bandit.joining import Position
-from bandit.slate import SlotPmf
+from bandit.slot import SlotPmf
 from service.adapters.archive_files import SCHEMAS, n_erased, read_rows, reading
 from service.config import Config
 from service.decision_record import dynamic_record, unpack_actions, walk_of

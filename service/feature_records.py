@@ -26,6 +26,7 @@ _MAX_CONTEXT_LIST = 64
 # Larger integers are not exact as JSON numbers of most clients, nor as features.
 _MAX_CONTEXT_NUMBER = 2.0**53
 _TASTE_LIMIT = 8
+_SESSION = frozenset({"session_length", "session_position", "session_s", "last_action"})
 
 
 def check_context(context: Mapping[str, Any]) -> None:
@@ -66,22 +67,34 @@ def context_record(context: Mapping[str, Any], *, surface: str, seed: Item | Non
 def user_record(
     state: UserState, shown: Showings, find_item: FindItem, *, schema: FeatureSchema, now_ms: int
 ) -> dict[str, Any]:
-    """Return what user features read: profile, taste, session and how long ago things were; None where nothing is."""
-    items = [item.attributes for item in map(find_item, liked_items(state)) if item is not None]
-    session = current_session(state.recent, state.impressions, now_ms=now_ms, gap_ms=schema.session_gap_s * 1000)
+    """Return what the declared user features read: profile, taste, session, times since; None where nothing is."""
+    read = schema.sources("user")
+    record: dict[str, Any] = {**state.profile.attributes, "country": state.profile.country}
+    # The others take longer to find out.
+    if "age" in read:
+        record["age"] = viewer_age(state.profile, now_ms)
+    if "n_recent" in read:
+        record["n_recent"] = len(state.recent)
+    if "recent_genres" in read:
+        items = [item.attributes for item in map(find_item, liked_items(state)) if item is not None]
+        record["recent_genres"] = attribute_shares(items, "genres", limit=_TASTE_LIMIT)
+    if not read.isdisjoint(_SESSION):
+        record |= _session_record(state, gap_ms=schema.session_gap_s * 1000, now_ms=now_ms)
+    if "since_last_s" in read:
+        record["since_last_s"] = seconds_since(state.recent[-1].at_unix_ms, now_ms) if state.recent else None
+    if "n_shown" in read:
+        record["n_shown"] = sum(shown.n_seen.values())
+    return record
+
+
+def _session_record(state: UserState, *, gap_ms: float, now_ms: int) -> dict[str, Any]:
+    session = current_session(state.recent, state.impressions, now_ms=now_ms, gap_ms=gap_ms)
     started_at_ms = session.started_at_unix_ms
     return {
-        **state.profile.attributes,
-        "country": state.profile.country,
-        "age": viewer_age(state.profile, now_ms),
-        "n_recent": len(state.recent),
-        "recent_genres": attribute_shares(items, "genres", limit=_TASTE_LIMIT),
         "session_length": session.n_interactions,
         "session_position": session.n_slates,
         "session_s": None if started_at_ms is None else seconds_since(started_at_ms, now_ms),
         "last_action": session.last_action,
-        "since_last_s": seconds_since(state.recent[-1].at_unix_ms, now_ms) if state.recent else None,
-        "n_shown": sum(shown.n_seen.values()),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ class ItemFeatureTable:
         self.indices: UInt32Array = np.zeros((1024, 8), dtype=np.uint32)
         self.values: Float32Array = np.zeros((1024, 8), dtype=np.float32)
 
-    def put(self, row: int, named: Mapping[str, float]) -> None:
+    def put(self, row: int, named: dict[str, float]) -> None:
         """Replace the features of a row."""
         encoded = encode("item", named)
         width = len(encoded.indices)
@@ -48,7 +47,8 @@ class ItemFeatureTable:
 
     def take(self, rows: npt.NDArray[np.int32]) -> ActionFeatures:
         """Return the features of rows."""
-        return ActionFeatures(indices=self.indices[rows], values=self.values[rows])
+        # `take` is several times as fast as an index of rows.
+        return ActionFeatures(indices=self.indices.take(rows, axis=0), values=self.values.take(rows, axis=0))
 
 
 class ItemsView:

@@ -6,8 +6,9 @@ Every method may raise `StoreUnavailable`; a write may then have happened or not
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from service.messages import (
     DecisionSummary,
@@ -20,8 +21,7 @@ from service.messages import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Shipment:
+class Shipment(msgspec.Struct, frozen=True, gc=False):
     """A decision or an event on its way into the journal.
 
     Attributes:
@@ -43,8 +43,7 @@ class Shipment:
     number: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True, gc=False):
     """Who holds an event id.
 
     Attributes:
@@ -58,8 +57,7 @@ class Claim:
     is_new: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One entry as read from a stream."""
 
     stream: str
@@ -67,8 +65,7 @@ class Entry:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class UserState:
+class UserState(msgspec.Struct, frozen=True):
     """What a request reads of its user; empty for unknown users.
 
     Attributes:
@@ -229,8 +226,7 @@ class HealthBoard(Protocol):
         """Return the verdict, None when nobody has published one lately."""
 
 
-@dataclass(frozen=True, slots=True)
-class OpenJoins:
+class OpenJoins(msgspec.Struct, frozen=True):
     """From where an archiver rebuilds its joins after a restart.
 
     Attributes:
@@ -238,12 +234,11 @@ class OpenJoins:
         waiting: By model, partition and journal id, the events that wait for their decision.
     """
 
-    oldest_open: Mapping[int, str] = field(default_factory=dict)
-    waiting: Mapping[str, Sequence[tuple[int, str]]] = field(default_factory=dict)
+    oldest_open: Mapping[int, str] = msgspec.field(default_factory=dict)
+    waiting: Mapping[str, Sequence[tuple[int, str]]] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class OutcomeRow:
+class OutcomeRow(msgspec.Struct, frozen=True):
     """An outcome and the place in the journal that made it certain.
 
     Attributes:
@@ -259,8 +254,7 @@ class OutcomeRow:
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class ArchiveBatch:
+class ArchiveBatch(msgspec.Struct, frozen=True):
     """What follows in the journal, in the order that all its readers share.
 
     Attributes:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -26,13 +26,12 @@ from service.rule_columns import RequestColumns
 from service.served_model import ServedModel
 from service.wire import InlineAction
 
-NamedFeatures = Mapping[str, Mapping[str, float]]
+NamedFeatures = Mapping[str, dict[str, float]]
 
 _MS_PER_DAY = 86_400_000.0
 
 
-@dataclass(frozen=True, slots=True)
-class Ranked:
+class Ranked(msgspec.Struct, frozen=True):
     """Scored actions in UTF-8 id order.
 
     Attributes:
@@ -47,11 +46,10 @@ class Ranked:
     described: Mapping[str, InlineAction]
     sources: np.ndarray[Any, np.dtype[np.uint8]]
     source_names: Sequence[str]
-    features: Mapping[str, ActionFeatures] = field(default_factory=dict)
+    features: Mapping[str, ActionFeatures] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class ColumnRequest:
+class ColumnRequest(msgspec.Struct, frozen=True):
     """Which columns rules and dynamic features read, and what they need of the request.
 
     Attributes:

@@ -10,16 +10,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from hashlib import blake2b
 
 import msgspec
 import numpy as np
 
 from bandit.features import UnfitValue
-from bandit.randomness import Purpose, build_generator
+from bandit.randomness import build_generator, draw_uniforms
 from bandit.rules import Discovery
-from bandit.slate import ActionSet, ExplorerPmf, SlateWalk, SlotDraw, draw_slate
+from bandit.slate import ActionSet, ExplorerPmf, SlateWalk, draw_slate
+from bandit.slot import SlotDraw
 from retrieval.filters import Viewer
 from service.config import Campaign, Config, SurfaceConfig, explorer_of
 from service.decision_record import build_slot, pack_actions, pack_shortlisted, response_of, seal
@@ -45,7 +45,7 @@ from service.numerics import build_event_id, keyed_digest, numerics_fingerprint
 from service.ports import Claim, Journal, UserState, UserStates
 from service.ranking import ColumnRequest, rank, rank_described
 from service.retriever import CandidateQuery, Candidates
-from service.rule_columns import RequestColumns, columns_of
+from service.rule_columns import SHOWING_COLUMNS, RequestColumns, columns_of
 from service.served_explorer import ServedExplorer
 from service.served_model import ServedModel
 from service.sessions import Showings, distinct_interactions
@@ -127,7 +127,7 @@ class Recommender:
             self._metrics.user_state_failures.labels("fetch").inc()
             degraded.append("features")
             return NOBODY
-        return replace(state, recent=distinct_interactions(state.recent))
+        return msgspec.structs.replace(state, recent=distinct_interactions(state.recent))
 
     def _check(self, request: RecommendRequest, config: Config) -> SurfaceConfig:
         surface = config.surfaces.get(request.surface)
@@ -156,11 +156,7 @@ class Recommender:
         named = self._named_features(request, state, shown, now_ms)
         candidates, described = self._candidates(request, surface, query, event_id, degraded)
         watch.lap("candidates")
-        wanted = ColumnRequest(
-            columns_of(surface.rules) | self._schema.sources("dynamic"),
-            self._request_columns(running, shown, now_ms),
-            now_ms,
-        )
+        wanted = self._columns(surface, running, shown, now_ms)
         if described:
             ranked = rank_described(self._items, model, named, candidates, described, wanted)
         else:
@@ -208,7 +204,7 @@ class Recommender:
         if canary is None:
             return surface.model
         who = f"{canary.model} {canary.artefact} {request.user_id or event_id}"
-        coin = build_generator(salt=self._salt, purpose="variant", surface=request.surface, event_id=who).random()
+        (coin,) = draw_uniforms(1, salt=self._salt, purpose="variant", surface=request.surface, event_id=who)
         return canary.model if coin < canary.share else surface.model
 
     def _versions(self, effective: Effective, model: ServedModel, explorer: int) -> Versions:
@@ -289,9 +285,14 @@ class Recommender:
         degraded: list[str],
     ) -> tuple[Candidates, dict[int, InlineAction]]:
         if request.candidates is None:
-            rng = build_generator(salt=self._salt, purpose="candidates", surface=request.surface, event_id=event_id)
+
+            def new_rng() -> np.random.Generator:
+                return build_generator(
+                    salt=self._salt, purpose="candidates", surface=request.surface, event_id=event_id
+                )
+
             retriever = self._items.retriever
-            return retriever.retrieve(query, surface.sources, limit=surface.n_candidates, rng=rng), {}
+            return retriever.retrieve(query, surface.sources, limit=surface.n_candidates, new_rng=new_rng), {}
         described = {place: c for place, c in enumerate(request.candidates) if isinstance(c, InlineAction)}
         item_ids = {c for c in request.candidates if isinstance(c, str)}
         if len({c.id for c in described.values()} | item_ids) != len(request.candidates):
@@ -308,13 +309,19 @@ class Recommender:
         running = [(c, self._items.catalogue.row(c.item_id)) for c in surface.campaigns if c.runs_at(now_ms)]
         return [(campaign, row) for campaign, row in running if row is not None]
 
-    def _request_columns(self, running: Sequence[tuple[Campaign, int]], shown: Showings, now_ms: int) -> RequestColumns:
+    def _columns(
+        self, surface: SurfaceConfig, running: Sequence[tuple[Campaign, int]], shown: Showings, now_ms: int
+    ) -> ColumnRequest:
+        names = columns_of(surface.rules) | self._schema.sources("dynamic")
+        if names.isdisjoint(SHOWING_COLUMNS):
+            return ColumnRequest(names, RequestColumns(campaigns=running), now_ms)
         rows = {item_id: row for item_id in shown.n_seen if (row := self._items.catalogue.row(item_id)) is not None}
-        return RequestColumns(
+        request = RequestColumns(
             campaigns=running,
             n_seen={row: shown.n_seen[item_id] for item_id, row in rows.items()},
             last_shown_s={row: seconds_since(shown.last_shown_at_ms[item_id], now_ms) for item_id, row in rows.items()},
         )
+        return ColumnRequest(names, request, now_ms)
 
     def _draw(
         self,
@@ -325,14 +332,12 @@ class Recommender:
         now_ms: int,
         explore: ExplorerPmf | None,
     ) -> tuple[SlateWalk, list[SlotDraw], float]:
-        def rng(purpose: Purpose) -> np.random.Generator:
-            return build_generator(salt=self._salt, purpose=purpose, surface=request.surface, event_id=event_id)
-
         positions: tuple[int, ...] = ()
         probability = 1.0
         for rule in surface.rules:
             if isinstance(rule, Discovery):
-                positions, probability = rule.draw_positions(request.n, rng("discovery"))
+                rng = build_generator(salt=self._salt, purpose="discovery", surface=request.surface, event_id=event_id)
+                positions, probability = rule.draw_positions(request.n, rng)
         walk = SlateWalk(
             actions=actions,
             exploration=surface.exploration,
@@ -342,7 +347,8 @@ class Recommender:
             discovery_positions=positions,
             explorer=explore,
         )
-        return walk, draw_slate(walk, rng("slot").random(request.n)), probability
+        uniforms = draw_uniforms(request.n, salt=self._salt, purpose="slot", surface=request.surface, event_id=event_id)
+        return walk, draw_slate(walk, uniforms), probability
 
     async def _record(self, request: RecommendRequest, surface: SurfaceConfig, decision: Decision) -> RecommendResponse:
         """Write the decision to the spool and answer; with a caller's event id, answer for who holds it."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import cache
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -32,8 +33,7 @@ _N_SEEDS = 5
 _NO_ROWS = np.zeros(0, dtype=np.int32)
 
 
-@dataclass(frozen=True, slots=True)
-class CandidateQuery:
+class CandidateQuery(msgspec.Struct, frozen=True, gc=False):
     """What retrieval reads of a request.
 
     Attributes:
@@ -55,8 +55,7 @@ class CandidateQuery:
     wanted_rows: Sequence[int] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
+class Candidates(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Eligible candidates, distinct.
 
     Attributes:
@@ -74,8 +73,7 @@ class Candidates:
     n_rounds: int = 1
 
 
-@dataclass(slots=True)
-class _Asked:
+class _Asked(msgspec.Struct, eq=False, gc=False):
     """What one source gave in its last round.
 
     Attributes:
@@ -97,6 +95,15 @@ class _Asked:
         n_found = len(self.result.rows)
         likely = self.n_wanted * self.source.quota / n_found * _LIKELY if n_found else 0.0
         return min(max(2 * self.n_wanted, int(likely)), max(MAX_FETCH, self.n_wanted))
+
+
+class _Request(msgspec.Struct, frozen=True):
+    """What every source is asked with; `rng` builds the generator when a source first draws."""
+
+    query: CandidateQuery
+    user_vector: Float32Array | None
+    rng: Callable[[], np.random.Generator]
+    limit: int
 
 
 class Retriever:
@@ -134,10 +141,23 @@ class Retriever:
             self._vectors.remove(row, item_id)
 
     def retrieve(
-        self, query: CandidateQuery, sources: Sequence[SourceConfig], *, limit: int, rng: np.random.Generator
+        self,
+        query: CandidateQuery,
+        sources: Sequence[SourceConfig],
+        *,
+        limit: int,
+        new_rng: Callable[[], np.random.Generator],
     ) -> Candidates:
-        """Ask every source, drop who may not be shown, ask again those that came out short, blend."""
+        """Ask every source, drop who may not be shown, ask again those that came out short, blend.
+
+        Args:
+            query: What is known of the request.
+            sources: The most important first.
+            limit: Candidates wanted.
+            new_rng: Called at most once, and only if a source draws; all of them draw from what it returns.
+        """
         user_vector = self._user_vector(query)
+        request = _Request(query, user_vector, cache(new_rng), limit)
         campaigns = []
         if query.wanted_rows:
             wanted = np.array(query.wanted_rows, dtype=np.int32)
@@ -146,7 +166,7 @@ class Retriever:
                 SourceResult("campaign", wanted, np.zeros(len(wanted), np.float32), len(query.wanted_rows))
             )
         n_hidden = len(query.viewer.hidden_rows)
-        asked = self._ask([(s, s.quota * OVERFETCH + n_hidden) for s in sources], query, user_vector, rng)
+        asked = self._ask([(s, s.quota * OVERFETCH + n_hidden) for s in sources], request)
         n_asked = min(limit, sum(source.quota for source in sources))
         n_rounds = 1
         while True:
@@ -164,7 +184,7 @@ class Retriever:
             n_rounds += 1
             is_last = n_rounds == MAX_ROUNDS
             again = [(asked[place].source, asked[place].next_wanted(is_last=is_last)) for place in short]
-            for place, answer in zip(short, self._ask(again, query, user_vector, rng), strict=True):
+            for place, answer in zip(short, self._ask(again, request), strict=True):
                 asked[place] = answer
         return Candidates(
             rows=rows,
@@ -201,16 +221,10 @@ class Retriever:
         """Return bool [n]: rows whose items were trained on fewer than `below` interactions."""
         return self._n_interactions[rows] < below
 
-    def _ask(
-        self,
-        wanted: Sequence[tuple[SourceConfig, int]],
-        query: CandidateQuery,
-        user_vector: Float32Array | None,
-        rng: np.random.Generator,
-    ) -> list[_Asked]:
+    def _ask(self, wanted: Sequence[tuple[SourceConfig, int]], request: _Request) -> list[_Asked]:
         """Ask sources for so many rows each, and keep what may be shown."""
-        found = [self._find(source.name, n_wanted, query, user_vector, rng) for source, n_wanted in wanted]
-        kept = self._eligible(np.concatenate([_NO_ROWS, *(rows for rows, _, _ in found)]), query)
+        found = [self._find(source, n_wanted, request) for source, n_wanted in wanted]
+        kept = self._eligible(np.concatenate([_NO_ROWS, *(rows for rows, _, _ in found)]), request.query)
         asked, start = [], 0
         for (source, n_wanted), (rows, scores, is_exhausted) in zip(wanted, found, strict=True):
             own = kept[start : start + len(rows)]
@@ -223,31 +237,29 @@ class Retriever:
     def _eligible(self, rows: Int32Array, query: CandidateQuery) -> npt.NDArray[np.bool_]:
         return eligible_mask(self.catalogue, rows, query.viewer, now_ms=query.now_ms)
 
-    def _find(
-        self,
-        name: str,
-        n_wanted: int,
-        query: CandidateQuery,
-        user_vector: Float32Array | None,
-        rng: np.random.Generator,
-    ) -> tuple[Int32Array, Float32Array, bool]:
+    def _find(self, source: SourceConfig, n_wanted: int, request: _Request) -> tuple[Int32Array, Float32Array, bool]:
         """Return the best `n_wanted` rows of a source, their scores, and whether it has no more."""
+        name, query, rng = source.name, request.query, request.rng
         n_items = len(self.catalogue.item_ids)
         if name == "random":
-            if n_wanted >= n_items:
-                rows = rng.permutation(n_items).astype(np.int32)
+            if min(source.quota, request.limit) >= n_items:
+                # All of them become candidates, whatever their order.
+                rows = np.arange(n_items, dtype=np.int32)
+            elif n_wanted >= n_items:
+                rows = rng().permutation(n_items).astype(np.int32)
             else:
-                rows = rng.permutation(np.unique(rng.integers(0, n_items, size=n_wanted))).astype(np.int32)
+                drawn = rng().integers(0, n_items, size=n_wanted)
+                rows = rng().permutation(_distinct(drawn)).astype(np.int32)
             return rows, np.zeros(len(rows), dtype=np.float32), n_wanted >= n_items
         if name == "under_explored":
-            drawn = draw_weighted(self.rankings.exploration_weight, n_wanted, rng)
+            drawn = draw_weighted(self.rankings.exploration_weight, n_wanted, rng())
             weights = self.rankings.exploration_weight[drawn].astype(np.float32)
             return self.rankings.under_explored[drawn], weights, len(drawn) < n_wanted
         if name == "also_liked":
             rows, scores = self.item_to_item.also_liked(_seeds(query), now_ms=query.now_ms)
             return rows[:n_wanted], scores[:n_wanted], len(rows) <= n_wanted
         if name in ("als", "similar", "content"):
-            found = self._search(name, n_wanted, query, user_vector)
+            found = self._search(name, n_wanted, query, request.user_vector)
             if found is None:
                 return _NO_ROWS, np.zeros(0, dtype=np.float32), True
             labels, alike = found
@@ -313,6 +325,15 @@ class Retriever:
             known = labels >= 0
             affinity[known] = self._vectors.vectors(labels[known]) @ user_vector
         return affinity
+
+
+def _distinct(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the values, each once, in rising order; the checks of `np.unique` cost more than that at this size."""
+    values = np.sort(values)
+    is_first = np.ones(len(values), dtype=np.bool_)
+    np.not_equal(values[1:], values[:-1], out=is_first[1:])
+    distinct: npt.NDArray[np.int64] = values[is_first]
+    return distinct
 
 
 def _seeds(query: CandidateQuery) -> list[tuple[str, float]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -18,10 +18,13 @@ from service.wire import InlineAction
 Int32Array = npt.NDArray[np.int32]
 Kind = Literal["category", "tags"]
 
+# What was shown to the user.
+SHOWING_COLUMNS = frozenset({"n_seen", "last_shown_s"})
 # Columns that are not attributes of the item; see `service.ranking` for the first group.
 BUILT_IN = frozenset(
     {"creator", "available_at_unix_ms", "discovery", "affinity", "popularity"}
-    | {"n_seen", "last_shown_s", "age_days", "sponsored", "pinned_slot", "campaign_boost"}
+    | {"age_days", "sponsored", "pinned_slot", "campaign_boost"}
+    | SHOWING_COLUMNS
     | STATISTICS_COLUMNS
 )
 _N_OWN_TAGS = 63
@@ -58,7 +61,7 @@ class AttributeColumns:
 
     def take(self, rows: Int32Array, names: Collection[str]) -> Columns:
         """Return the columns of rows."""
-        return {name: column[rows] for name, column in self._columns.items() if name in names}
+        return {name: column.take(rows) for name, column in self._columns.items() if name in names}
 
     def encode(self, items: Sequence[Item | InlineAction], names: Collection[str]) -> Columns:
         """Return the columns of items that may not be in the catalogue."""
@@ -79,8 +82,7 @@ class AttributeColumns:
         return tags
 
 
-@dataclass(frozen=True, slots=True)
-class RequestColumns:
+class RequestColumns(msgspec.Struct, frozen=True):
     """What columns need of the request rather than of the items.
 
     Attributes:
@@ -90,8 +92,8 @@ class RequestColumns:
     """
 
     campaigns: Sequence[tuple[Campaign, int]]
-    n_seen: Mapping[int, int]
-    last_shown_s: Mapping[int, float] = field(default_factory=dict)
+    n_seen: Mapping[int, int] = msgspec.field(default_factory=dict)
+    last_shown_s: Mapping[int, float] = msgspec.field(default_factory=dict)
 
     def build(self, rows: Int32Array, names: Collection[str]) -> Columns:
         """Return `n_seen`, `last_shown_s`, `sponsored`, `pinned_slot` and `campaign_boost` where asked for."""

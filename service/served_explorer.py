@@ -35,7 +35,7 @@ class ServedExplorer:
         self._metrics = metrics
         self._explorer = Explorer(spec)
 
-    def ask(self, named: Mapping[str, Mapping[str, float]], features: Mapping[str, ActionFeatures]) -> ExplorerPmf:
+    def ask(self, named: Mapping[str, dict[str, float]], features: Mapping[str, ActionFeatures]) -> ExplorerPmf:
         """Return the pmfs of one request: of shared features by name and n actions' hashed ones."""
         shared = {namespace: encode(namespace, features_of) for namespace, features_of in named.items()}
         request = self._explorer.ask(shared, features)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from service.messages import Impression, Interaction
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(msgspec.Struct, frozen=True):
     """What a user did lately, without a break.
 
     Attributes:
@@ -25,8 +25,7 @@ class Session:
     last_action: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Showings:
+class Showings(msgspec.Struct, frozen=True):
     """What was shown to a user within the window.
 
     Attributes:
@@ -34,8 +33,8 @@ class Showings:
         last_shown_at_ms: When last, by item.
     """
 
-    n_seen: Mapping[str, int] = field(default_factory=dict)
-    last_shown_at_ms: Mapping[str, int] = field(default_factory=dict)
+    n_seen: Mapping[str, int] = msgspec.field(default_factory=dict)
+    last_shown_at_ms: Mapping[str, int] = msgspec.field(default_factory=dict)
 
 
 def distinct_interactions(interactions: Iterable[Interaction]) -> list[Interaction]:

@@ -26,7 +26,8 @@ from vowpal_wabbit_next import run_cli_driver
 from bandit.exploration import Epsilon, Greedy, Policy, Softmax, SquareCB
 from bandit.learner import Learner
 from bandit.policy import ActionFeatures, ModelSpec, WeightTable, row_features
-from bandit.slate import ActionSet, SlateWalk, draw_slot
+from bandit.slate import ActionSet, SlateWalk
+from bandit.slot import draw_slot
 from bandit.vw_format import encode
 from simulators.datasets.classification import Classification
 
@@ -279,7 +280,7 @@ def hone_loss(stream: Stream, *, exploration: Policy, learning_rate: float) -> f
         )
         here = walk.pmf()
         assert here is not None
-        drawn = draw_slot(here, slot=0, uniform=uniform)
+        drawn = draw_slot(here, 0, uniform)
         reward = float(drawn.action == label)
         n_wrong += drawn.action != label
         learner.learn(shared, actions[drawn.action], reward=reward, propensity=drawn.propensity)

@@ -25,7 +25,7 @@ from simulators.worlds.visits import Visit
 from simulators.worlds.world import Response, World, WorldSpec
 
 START_MS = 1_795_000_000_000
-# What runs beside requests gets its turn so often: a service learns within a second.
+# What runs beside requests gets its turn so often: a service ships and learns within a second.
 _TURN_MS = 1_000
 # The spool writes a file for every decision: in memory, as all else of the loop is, where the system has such a place.
 _MEMORY = Path("/dev/shm")  # noqa: S108 - the folder in it is made by tempfile

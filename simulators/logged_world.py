@@ -12,8 +12,8 @@ from bandit.exploration import Epsilon, Policy
 from bandit.features import Feature, FeatureSchema
 from bandit.joining import Joined
 from bandit.policy import ActionFeatures, WeightTable
-from bandit.slate import ActionSet, SlateWalk, SlotDraw, SlotPmf, draw_slate, draw_slot
-from bandit.slot import build_pmf, view_slot
+from bandit.slate import ActionSet, SlateWalk, draw_slate
+from bandit.slot import SlotDraw, SlotPmf, build_pmf, draw_slot, view_slot
 from bandit.vw_format import encode
 from retrieval.items import Item
 from service.config import Config, ModelConfig, SurfaceConfig
@@ -201,7 +201,7 @@ class _Shown:
 
     def draw(self, world: LoggedWorld, uniforms: Float64Array) -> list[SlotDraw]:
         """Fill a slate."""
-        first = draw_slot(self.first, slot=0, uniform=float(uniforms[0]))
+        first = draw_slot(self.first, 0, float(uniforms[0]))
         if world.n_slots == 1:
             return [first]
         return draw_slate(_walk(world, self.actions), uniforms)

@@ -110,7 +110,8 @@ class _Interval:
     n_explored_clicked: int = 0
     n_new_good: int = 0
     n_new_good_optimal: int = 0
-    shown: set[int] = field(default_factory=set)
+    # How often each item was shown.
+    shown: dict[int, int] = field(default_factory=dict)
 
 
 class CurveRecorder:
@@ -131,7 +132,6 @@ class CurveRecorder:
         # The oldest item at the last checkpoint.
         self._oldest = 0
         self._now = _Interval()
-        self._groups = np.zeros(world.tastes.n_groups)
         self._n_clicks: dict[int, int] = {}
         self._found_ms: dict[int, int] = {}
         self.n_events = 0
@@ -165,12 +165,11 @@ class CurveRecorder:
         self._regret += optimal - value
         now.n_clicked += response.n_clicked
         now.n_skipped += response.n_skipped
-        now.shown.update(numbers)
         clicked = {reaction.slot for reaction in response.reactions if reaction.event_type == "click"}
         is_hit = self._world.tastes.is_hit
-        now.n_unproven += sum(self._n_clicks.get(number, 0) < PROVEN_CLICKS for number in numbers)
         for slot, (number, item) in enumerate(zip(numbers, shown, strict=True)):
-            self._groups[self._world.tastes.group(number)] += 1.0
+            now.shown[number] = now.shown.get(number, 0) + 1
+            now.n_unproven += self._n_clicks.get(number, 0) < PROVEN_CLICKS
             if item.reason in _EXPLORED:
                 now.n_explored += 1
                 now.n_explored_clicked += slot in clicked
@@ -179,7 +178,8 @@ class CurveRecorder:
                 self._count_click(number, visit.elapsed_ms)
             if number >= self._n_live and is_hit(number):
                 now.n_new_good += 1
-        now.n_new_good_optimal += sum(number >= self._n_live and is_hit(number) for number in best)
+        for number in best:
+            now.n_new_good_optimal += number >= self._n_live and is_hit(number)
         self._n += 1
         self.n_events += len(response.reactions)
         if self._n % self._every == 0:
@@ -213,7 +213,10 @@ class CurveRecorder:
             if self._world.tastes.is_hit(number) and churn.born_ms(number) <= 0.9 * elapsed_ms
         ]
         took_ms = [found_ms - churn.born_ms(number) for number, found_ms in self._found_ms.items()]
-        share = self._groups[self._groups > 0.0] / self._groups.sum()
+        groups = np.zeros(self._world.tastes.n_groups)
+        for number, n_shown in now.shown.items():
+            groups[self._world.tastes.group(number)] += n_shown
+        share = groups[groups > 0.0] / groups.sum()
         self._rows.append(
             [
                 self._n,
@@ -231,8 +234,7 @@ class CurveRecorder:
                 now.n_new_good_optimal / slots,
                 float(np.median(took_ms)) / 86_400_000.0 if took_ms else np.nan,
                 sum(number in self._found_ms for number in old_enough) / len(old_enough) if old_enough else np.nan,
-                float(-(share * np.log(share)).sum() / np.log(max(2, len(self._groups)))),
+                float(-(share * np.log(share)).sum() / np.log(max(2, len(groups)))),
             ]
         )
         self._now = _Interval()
-        self._groups[:] = 0.0

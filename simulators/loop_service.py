@@ -216,7 +216,8 @@ class LoopService:
         return response
 
     async def report(self, events: Sequence[EventBody]) -> None:
-        """Take events."""
+        """Take events, which come after what they are about has been shipped."""
+        await self._ship()
         if events:
             self._n_written += (await self._feedback.accept(events)).accepted
             if self._vectors is not None:
@@ -224,8 +225,7 @@ class LoopService:
 
     async def turn(self) -> None:
         """Let everything that runs beside requests do what there is to do now."""
-        while self._spool.n_waiting:  # noqa: ASYNC110 - nobody tells when the last one is shipped
-            await asyncio.sleep(0)
+        await self._ship()
         if self._frozen is None:
             while self._n_learned < self._n_written:
                 self._n_learned += await self._learner.step()
@@ -256,6 +256,10 @@ class LoopService:
                 await self._archiver.step()
                 self._n_archived += _ARCHIVER_BATCH
             await self._archiver.flush()
+
+    async def _ship(self) -> None:
+        while self._spool.n_waiting:  # noqa: ASYNC110 - nobody tells when the last one is shipped
+            await asyncio.sleep(0)
 
     async def snapshot(self) -> ModelSnapshot:
         """Return the model as it was learned so far, to serve `frozen`."""

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from bandit.vw_format import feature_index
 from retrieval.bundle import load_bundle
 from retrieval.catalogue import Catalogue
 from retrieval.index import HnswIndex
@@ -98,8 +97,7 @@ def sizes(view: ItemsView) -> dict[str, int]:
 
 
 def resident_bytes() -> int:
-    """Return the memory of this process that is in RAM, without what it shares, garbage and the bounded cache."""
-    feature_index.cache_clear()
+    """Return the memory of this process that is in RAM, without what it shares and garbage."""
     gc.collect()
     _, resident, shared = (int(pages) for pages in Path("/proc/self/statm").read_text().split()[:3])
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")

@@ -9,7 +9,8 @@ import numpy as np
 
 from bandit.exploration import Exploration
 from bandit.rules import Discovery, Rule
-from bandit.slate import ActionSet, SlateWalk, SlotDraw, draw_slot
+from bandit.slate import ActionSet, SlateWalk
+from bandit.slot import SlotDraw, draw_slot
 from service.decision_record import pack_actions, record_slot, seal
 from service.messages import Decision, Versions
 
@@ -56,7 +57,7 @@ def _slates(
         return
     ends = np.cumsum(here.pmf)
     for action in np.flatnonzero(here.pmf).tolist():
-        draw = draw_slot(here, slot=len(before), uniform=float(ends[action] - here.pmf[action] / 2))
+        draw = draw_slot(here, len(before), float(ends[action] - here.pmf[action] / 2))
         assert draw.action == action
         for draws, mass in _slates(exploration, rules, positions, (*before, draw)):
             yield draws, mass * draw.propensity

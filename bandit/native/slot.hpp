@@ -1,8 +1,7 @@
-// One slot: what it may hold and what is best of it, its pmf, and the draw. The numbers are float64 and are added in a
-// fixed order, so that a decision replays bit for bit.
+// One slot: what it may hold and what is best of it, its pmf as a mixture of three parts, and the draw. The numbers are
+// float64 and are added in a fixed order, so that a decision replays bit for bit.
 #pragma once
 
-#include <cmath>
 #include <memory>
 #include <optional>
 
@@ -13,18 +12,76 @@ namespace hone {
 using Float64s = Array<double>;
 using Int64s = Array<std::int64_t>;
 
+// What several owners read and nobody changes.
+template <typename T>
+using Shared = std::shared_ptr<const std::vector<T>>;
+
+template <typename T>
+Shared<T> share(std::vector<T> values) {
+    return std::make_shared<const std::vector<T>>(std::move(values));
+}
+
+// A read-only array over shared memory, not copied.
+template <typename T, typename Element = T>
+py::array_t<Element> read_only(const Shared<T>& values) {
+    static_assert(sizeof(T) == sizeof(Element));
+    const py::capsule owner(new Shared<T>(values), [](void* held) { delete static_cast<Shared<T>*>(held); });
+    py::array_t<Element> array(static_cast<py::ssize_t>(values->size()),
+                               reinterpret_cast<const Element*>(values->data()), owner);
+    py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+    return array;
+}
+
+// The sum in the order in which numpy adds float64: eight running sums of blocks of at most 128, halves above.
+inline double pairwise_sum(const double* values, std::size_t n) {
+    if (n < 8) {
+        double total = 0.0;
+        for (std::size_t i = 0; i < n; ++i) total += values[i];
+        return total;
+    }
+    if (n <= 128) {
+        double sums[8];
+        std::copy(values, values + 8, sums);
+        std::size_t i = 8;
+        for (; i + 8 <= n; i += 8)
+            for (std::size_t k = 0; k < 8; ++k) sums[k] += values[i + k];
+        double total = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+        for (; i < n; ++i) total += values[i];
+        return total;
+    }
+    const std::size_t half = n / 2 - n / 2 % 8;
+    return pairwise_sum(values, half) + pairwise_sum(values + half, n - half);
+}
+
+// What a policy sees of one slot: candidates in id order, the best of those allowed, the shortlist best first.
+struct SlotView {
+    Shared<double> scores, boosts;
+    Shared<std::uint8_t> allowed;
+    std::size_t n_allowed;
+    Shared<std::int64_t> greedy, top;
+    std::optional<Float64s> explorer_pmf;
+
+    std::vector<double> top_scores() const {
+        std::vector<double> found(top->size());
+        for (std::size_t i = 0; i < found.size(); ++i) found[i] = (*scores)[(*top)[i]];
+        return found;
+    }
+    double best() const { return (*scores)[greedy->front()]; }
+};
+
 struct Ranked {
     double score;
     std::int64_t action;
 };
 
-// The best actions of those allowed: all that tie for best in id order, and the `shortlist` best, ties in id order.
-inline std::pair<py::array_t<std::int64_t>, py::array_t<std::int64_t>> rank_best(
-    const double* scores, const bool* allowed, std::size_t n, std::size_t shortlist) {
+// The view of a slot: all allowed actions that tie for best in id order, and the `shortlist` best, ties in id order.
+inline SlotView view_slot(Shared<double> scores, Shared<double> boosts, std::vector<std::uint8_t> allowed,
+                          std::size_t shortlist) {
+    const std::size_t n = scores->size();
     std::vector<Ranked> ranked(n);
     std::size_t n_ranked = 0;
     for (std::size_t i = 0; i < n; ++i) {
-        ranked[n_ranked] = {scores[i], static_cast<std::int64_t>(i)};
+        ranked[n_ranked] = {(*scores)[i], static_cast<std::int64_t>(i)};
         n_ranked += allowed[i];
     }
     if (n_ranked == 0) throw std::invalid_argument("a slot must be allowed to hold something");
@@ -47,167 +104,105 @@ inline std::pair<py::array_t<std::int64_t>, py::array_t<std::int64_t>> rank_best
     const auto end = ranked.begin() + static_cast<std::ptrdiff_t>(n_top);
     if (n_top < n_ranked && n_top > 0) std::nth_element(ranked.begin(), end - 1, ranked.end(), is_before);
     std::sort(ranked.begin(), end, is_before);
-    py::array_t<std::int64_t> top(static_cast<py::ssize_t>(n_top));
-    std::int64_t* out = top.mutable_data();
-    for (std::size_t i = 0; i < n_top; ++i) out[i] = ranked[i].action;
-    return {to_array(greedy), top};
+    std::vector<std::int64_t> top(n_top);
+    for (std::size_t i = 0; i < n_top; ++i) top[i] = ranked[i].action;
+    return {std::move(scores), std::move(boosts), share(std::move(allowed)), n_ranked,
+            share(std::move(greedy)), share(std::move(top)), std::nullopt};
 }
 
-// The slate so far. `view` says what the next slot may hold; `place` fills it.
-class SlateState {
-public:
-    SlateState(Float64s scores, Float64s fixed_boosts, Array<bool> open, std::vector<std::shared_ptr<Limit>> limits,
-               std::vector<std::shared_ptr<Likeness>> likenesses)
-        : scores_(std::move(scores)), fixed_(std::move(fixed_boosts)), boosts_(fixed_),
-          open_(open.data(), open.data() + open.size()), limits_(std::move(limits)),
-          likenesses_(std::move(likenesses)) {
-        bool fits = fixed_.size() == scores_.size() && open.size() == scores_.size();
-        for (const auto& limit : limits_) fits = fits && limit->size() == open_.size();
-        for (const auto& likeness : likenesses_) fits = fits && likeness->size() == open_.size();
-        if (!fits) throw std::invalid_argument("all arrays of a slate must be as long as its scores");
-        boosted_ = sum(scores_.data(), boosts_.data());
-    }
-
-    void place(std::int64_t action) {
-        check_action(action, open_.size());
-        open_[action] = 0;
-        pending_.push_back(action);
-    }
-
-    py::array_t<double> boosts() {
-        note_placed();
-        return boosts_;
-    }
-
-    py::array_t<double> boosted() {
-        note_placed();
-        return boosted_;
-    }
-
-    // (allowed, how many, greedy, top, how many limits gave way), none when no candidate is left; the limit declared
-    // last gives way first.
-    std::optional<std::tuple<py::array_t<bool>, std::size_t, py::array_t<std::int64_t>, py::array_t<std::int64_t>,
-                             std::vector<std::size_t>>>
-    view(std::size_t shortlist) {
-        note_placed();
-        const std::size_t n = open_.size();
-        if (std::find(open_.begin(), open_.end(), 1) == open_.end()) return std::nullopt;
-        std::vector<std::size_t> asking, gave_way;
-        for (std::size_t k = 0; k < limits_.size(); ++k)
-            if (limits_[k]->mask()) asking.push_back(k);
-        py::array_t<bool> allowed(static_cast<py::ssize_t>(n));
-        bool* may = allowed.mutable_data();
-        std::size_t n_allowed = 0;
-        for (;;) {
-            std::copy(open_.begin(), open_.end(), may);
-            for (const std::size_t k : asking) {
-                const std::uint8_t* mask = limits_[k]->mask()->data();
-                for (std::size_t i = 0; i < n; ++i) may[i] = may[i] && mask[i];
-            }
-            n_allowed = static_cast<std::size_t>(std::count(may, may + n, true));
-            if (n_allowed || asking.empty()) break;
-            gave_way.push_back(asking.back());
-            asking.pop_back();
-        }
-        auto [greedy, top] = rank_best(boosted_.data(), may, n, shortlist);
-        return std::make_tuple(allowed, n_allowed, greedy, top, gave_way);
-    }
-
-private:
-    // Only when the next slot is asked for: nothing follows the last one.
-    void note_placed() {
-        if (pending_.empty()) return;
-        for (const std::int64_t action : pending_) {
-            for (const auto& limit : limits_) limit->place(action);
-            for (const auto& likeness : likenesses_) likeness->place(action);
-        }
-        pending_.clear();
-        if (likenesses_.empty()) return;
-        // New arrays: those of the slot before were given away.
-        boosts_ = fixed_;
-        for (const auto& likeness : likenesses_) boosts_ = sum(boosts_.data(), likeness->boost().data());
-        boosted_ = sum(scores_.data(), boosts_.data());
-    }
-
-    py::array_t<double> sum(const double* one, const double* other) const {
-        const std::size_t n = open_.size();
-        py::array_t<double> total(static_cast<py::ssize_t>(n));
-        double* out = total.mutable_data();
-        for (std::size_t i = 0; i < n; ++i) out[i] = one[i] + other[i];
-        return total;
-    }
-
-    Float64s scores_, fixed_;
-    py::array_t<double> boosts_, boosted_;
-    std::vector<std::uint8_t> open_;
-    std::vector<std::shared_ptr<Limit>> limits_;
-    std::vector<std::shared_ptr<Likeness>> likenesses_;
-    std::vector<std::int64_t> pending_;
+// A mass that the tied best share, masses of the shortlist, and a mass that everything allowed shares.
+struct Mixture {
+    double greedy;
+    Shared<double> shortlist;
+    double uniform;
 };
 
-inline py::array_t<double> build_pmf(const Array<bool>& allowed, std::size_t n_allowed, const Int64s& greedy,
-                                     const Int64s& top, double greedy_mass, const Float64s& masses, double uniform) {
-    if (masses.size() != top.size()) throw std::invalid_argument("a shortlist needs one mass an action");
-    const std::size_t n = allowed.size();
-    py::array_t<double> pmf(static_cast<py::ssize_t>(n));
-    double* p = pmf.mutable_data();
-    const double floor = uniform / static_cast<double>(n_allowed);
-    for (std::size_t i = 0; i < n; ++i) p[i] = allowed.data()[i] ? floor : 0.0;
-    for (py::ssize_t i = 0; i < top.size(); ++i) {
-        check_action(top.data()[i], n);
-        p[top.data()[i]] = floor + masses.data()[i];
-    }
-    const double share = greedy_mass / static_cast<double>(greedy.size());
-    for (py::ssize_t i = 0; i < greedy.size(); ++i) {
-        check_action(greedy.data()[i], n);
-        p[greedy.data()[i]] += share;
-    }
-    return pmf;
+// Adds up the parts: 0 where not allowed, 1 in sum.
+inline std::vector<double> build_pmf(const SlotView& view, const Mixture& mixture) {
+    const std::vector<std::int64_t>&greedy = *view.greedy, &top = *view.top;
+    if (mixture.shortlist->size() != top.size()) throw std::invalid_argument("a shortlist needs one mass an action");
+    const std::size_t n = view.scores->size();
+    std::vector<double> p(n);
+    const double floor = mixture.uniform / static_cast<double>(view.n_allowed);
+    for (std::size_t i = 0; i < n; ++i) p[i] = (*view.allowed)[i] ? floor : 0.0;
+    for (std::size_t i = 0; i < top.size(); ++i) p[top[i]] = floor + (*mixture.shortlist)[i];
+    const double share = mixture.greedy / static_cast<double>(greedy.size());
+    for (const std::int64_t action : greedy) p[action] += share;
+    return p;
 }
 
-// (action, cumulative probability before it) by inverse CDF. What is not allowed adds nothing, so the first sum above
-// the uniform is at an allowed action; the last sum may fall short of 1 by rounding, and ends on the last possible one.
-inline std::pair<std::int64_t, double> draw_action(const Float64s& pmf, double uniform) {
-    double total = 0.0, before_last = 0.0;
-    std::int64_t last = -1;
-    for (py::ssize_t i = 0; i < pmf.size(); ++i) {
-        const double p = pmf.data()[i];
+// How one action's propensity adds up.
+struct Parts {
+    double greedy, shortlist, uniform;
+};
+
+// What slot k may hold and with which probability; `placed_by` names the placement that fills it for certain.
+struct SlotPmf {
+    SlotPmf(SlotView seen, Mixture mixed, std::string by, bool is_reserved, py::tuple relaxed)
+        : view(std::move(seen)), mixture(std::move(mixed)), pmf(share(build_pmf(view, mixture))),
+          placed_by(std::move(by)), is_discovery(is_reserved), gave_way(std::move(relaxed)) {}
+
+    double explore_propensity() const {
+        std::vector<double> greedy(view.greedy->size());
+        for (std::size_t i = 0; i < greedy.size(); ++i) greedy[i] = (*pmf)[(*view.greedy)[i]];
+        return std::max(0.0, 1.0 - pairwise_sum(greedy.data(), greedy.size()));
+    }
+
+    bool is_greedy(std::int64_t action) const {
+        check_action(action, pmf->size());
+        return (*view.scores)[action] == view.best();
+    }
+
+    Parts parts(std::int64_t action) const {
+        const double greedy = is_greedy(action) ? mixture.greedy / static_cast<double>(view.greedy->size()) : 0.0;
+        const double uniform = mixture.uniform / static_cast<double>(view.n_allowed);
+        return {greedy, (*pmf)[action] - greedy - uniform, uniform};
+    }
+
+    SlotView view;
+    Mixture mixture;
+    Shared<double> pmf;
+    std::string placed_by;
+    bool is_discovery;
+    py::tuple gave_way;
+};
+
+// One placed item and how it was drawn.
+struct SlotDraw {
+    std::size_t slot;
+    std::int64_t action;
+    double uniform, cumulative_before;
+    std::string branch;
+    std::shared_ptr<const SlotPmf> here;
+
+    std::string reason() const {
+        if (!here->placed_by.empty()) return here->placed_by;
+        return here->is_discovery ? "discovery" : here->is_greedy(action) ? "greedy" : "explore";
+    }
+};
+
+// The draw by inverse CDF. What is not allowed adds nothing, so the first sum above the uniform is at an allowed action;
+// the last sum may fall short of 1 by rounding, and ends on the last possible one. For the branch, an action's stretch
+// of the unit interval is cut as greedy, then uniform, then shortlist mass: the right joint law.
+inline SlotDraw draw_slot(std::shared_ptr<const SlotPmf> here, std::size_t slot, double uniform) {
+    double total = 0.0, before = 0.0;
+    std::int64_t action = -1;
+    for (std::size_t i = 0; i < here->pmf->size(); ++i) {
+        const double p = (*here->pmf)[i];
         if (p == 0.0) continue;
-        last = i;
-        before_last = total;
+        action = static_cast<std::int64_t>(i);
+        before = total;
         total += p;
         if (total > uniform) break;
     }
-    if (last < 0) throw std::invalid_argument("a pmf must have an action with probability");
-    return {last, before_last};
-}
-
-// The linearly interpolated quantile of descending scores.
-inline double quantile(const double* descending, std::size_t n, double share) {
-    const double place = share * static_cast<double>(n - 1);
-    const double below = std::floor(place);
-    const std::size_t low_index = n - 1 - static_cast<std::size_t>(below);
-    const double low = descending[low_index], high = descending[low_index ? low_index - 1 : 0];
-    return low + (high - low) * (place - below);
-}
-
-// exp((s - best) / temperature), normalised; without a temperature it is the interquartile range of the scores, and
-// where that is 0 all are alike.
-inline py::array_t<double> softmax(const Float64s& descending, std::optional<double> temperature) {
-    const std::size_t n = descending.size();
-    py::array_t<double> weights(static_cast<py::ssize_t>(n));
-    if (n == 0) return weights;
-    const double* scores = descending.data();
-    double* out = weights.mutable_data();
-    const double tau = temperature ? *temperature : quantile(scores, n, 0.75) - quantile(scores, n, 0.25);
-    if (tau <= 0.0) {
-        std::fill(out, out + n, 1.0 / static_cast<double>(n));
-        return weights;
+    if (action < 0) throw std::invalid_argument("a pmf must have an action with probability");
+    std::string branch = here->placed_by;
+    if (branch.empty()) {
+        const Parts parts = here->parts(action);
+        const double offset = uniform - before;
+        branch = offset < parts.greedy ? "greedy" : offset < parts.greedy + parts.uniform ? "uniform" : "shortlist";
     }
-    double total = 0.0;
-    for (std::size_t i = 0; i < n; ++i) total += out[i] = std::exp((scores[i] - scores[0]) / tau);
-    for (std::size_t i = 0; i < n; ++i) out[i] /= total;
-    return weights;
+    return {slot, action, uniform, before, std::move(branch), std::move(here)};
 }
 
 }  // namespace hone

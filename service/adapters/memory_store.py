@@ -6,14 +6,15 @@ Adapters made on one `MemoryStore` see each other's streams, as clients of one s
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
+from typing import Generic, TypeVar
 
 import msgspec
 
-from service.adapters.memory_streams import MemoryStore
+from service.adapters.memory_streams import Clock, MemoryStore
 from service.config import StoreConfig
 from service.errors import Fenced
 from service.messages import (
@@ -29,12 +30,9 @@ from service.messages import (
 from service.ports import ArchiveBatch, Claim, Entry, OpenJoins, OutcomeRow, Shipment, UserState
 from service.user_members import impression_member, impression_of
 
+V = TypeVar("V")
 
-@dataclass(frozen=True, slots=True)
-class _HeldClaim:
-    journal_id: str
-    summary: bytes
-    expires_at_ms: int
+_interaction_decoder = msgspec.msgpack.Decoder(Interaction)
 
 
 class MemoryJournal:
@@ -43,7 +41,8 @@ class MemoryJournal:
     def __init__(self, store: MemoryStore, *, n_partitions: int = 1) -> None:
         self._store = store
         self.n_partitions = n_partitions
-        self._claims: dict[str, _HeldClaim] = {}
+        # With the unix ms of its end, by event id.
+        self._claims: dict[str, tuple[Claim, int]] = {}
         # The last number that arrived, by partition and origin.
         self._arrived: dict[tuple[int, str], int] = {}
 
@@ -64,15 +63,16 @@ class MemoryJournal:
             self._arrived[partition, shipment.origin] = shipment.number
         held = self._held(shipment.event_id)
         if held is not None:
-            return _claim(held, is_new=False)
+            return held
         if is_old:
             return None
         journal_id = self._store.add(_journal(partition), shipment.entry)
         if not shipment.event_id:
             return None
-        held = _HeldClaim(journal_id, shipment.summary, self._store.clock() + shipment.ttl_ms)
-        self._claims[shipment.event_id] = held
-        return _claim(held, is_new=True)
+        summary = summary_decoder.decode(shipment.summary)
+        ends_at_ms = self._store.clock() + shipment.ttl_ms
+        self._claims[shipment.event_id] = Claim(journal_id, summary, is_new=False), ends_at_ms
+        return Claim(journal_id, summary, is_new=True)
 
     async def append(self, partition: int, entries: Sequence[bytes]) -> list[str]:
         """Append."""
@@ -90,8 +90,7 @@ class MemoryJournal:
     async def claims(self, event_ids: Sequence[str]) -> list[Claim | None]:
         """Look claims up."""
         await asyncio.sleep(0)
-        found = [self._held(event_id) for event_id in event_ids]
-        return [None if held is None else _claim(held, is_new=False) for held in found]
+        return [self._held(event_id) for event_id in event_ids]
 
     async def entry(self, partition: int, journal_id: str) -> bytes | None:
         """Look one entry up."""
@@ -103,12 +102,15 @@ class MemoryJournal:
         await asyncio.sleep(0)
         return self._store.streams[_journal(partition)].trim(before)
 
-    def _held(self, event_id: str) -> _HeldClaim | None:
+    def _held(self, event_id: str) -> Claim | None:
         held = self._claims.get(event_id)
-        if held is not None and held.expires_at_ms <= self._store.clock():
+        if held is None:
+            return None
+        claim, ends_at_ms = held
+        if ends_at_ms <= self._store.clock():
             del self._claims[event_id]
             return None
-        return held
+        return claim
 
 
 class MemoryChangeLog:
@@ -126,11 +128,7 @@ class MemoryChangeLog:
     async def read(self, after: Mapping[str, str], *, count: int, block_ms: int) -> list[Entry]:
         """Read after ids."""
         found = await self._store.read(after, count=count, block_ms=block_ms)
-        return [
-            Entry(stream=name, entry_id=entry_id, payload=payload)
-            for name, entries in found.items()
-            for entry_id, payload in entries
-        ]
+        return [Entry(name, entry_id, payload) for name, entries in found.items() for entry_id, payload in entries]
 
     async def trim(self, stream: str, before: str) -> int:
         """Drop what is before an id."""
@@ -153,64 +151,120 @@ class MemoryChangeLog:
         await self._store.announce()
 
 
-@dataclass(slots=True)
-class _Interactions:
-    """Values by member, ordered by (time, member) as a sorted set orders them; all expire together."""
+class _SortedSet(Generic[V]):
+    """Members ordered by (time, member), as a sorted set orders them, each with what it reads as."""
 
-    at_unix_ms: dict[bytes, int]
-    expires_at_ms: int
+    def __init__(self) -> None:
+        self._at_ms: dict[bytes, int] = {}
+        self._rows: list[tuple[int, bytes, V]] = []
 
-    def members(self) -> list[bytes]:
-        return sorted(self.at_unix_ms, key=lambda member: (self.at_unix_ms[member], member))
+    def add(self, member: bytes, at_ms: int, read: Callable[[bytes, int], V]) -> None:
+        known_ms = self._at_ms.get(member)
+        if known_ms == at_ms:
+            return
+        if known_ms is not None:
+            del self._rows[bisect_left(self._rows, (known_ms, member))]
+        self._at_ms[member] = at_ms
+        # Members differ, so what they read as is never compared.
+        insort(self._rows, (at_ms, member, read(member, at_ms)))
 
     def keep(self, limit: int) -> None:
-        if len(self.at_unix_ms) <= limit:
+        n_over = len(self._rows) - limit
+        if n_over > 0:
+            for _, member, _ in self._rows[:n_over]:
+                del self._at_ms[member]
+            del self._rows[:n_over]
+
+    def values(self) -> list[V]:
+        return [value for _, _, value in self._rows]
+
+
+class _UserSets(Generic[V]):
+    """A bounded sorted set by user; each expires as a whole.
+
+    Args:
+        read: returns what a member and its time read as.
+        limit: the oldest members beyond it are dropped.
+        ttl_s: a set ends so long after the last addition.
+    """
+
+    def __init__(self, read: Callable[[bytes, int], V], *, clock: Clock, limit: int, ttl_s: int) -> None:
+        self._read = read
+        self._clock = clock
+        self._limit = limit
+        self._ttl_ms = ttl_s * 1000
+        # With the unix ms of its end.
+        self._sets: dict[str, tuple[_SortedSet[V], int]] = {}
+
+    def values(self, user_id: str) -> list[V]:
+        held = self._live(user_id)
+        return [] if held is None else held.values()
+
+    def add(self, user_id: str, members: Sequence[tuple[bytes, int]]) -> None:
+        if not members:
             return
-        for member in self.members()[: len(self.at_unix_ms) - limit]:
-            del self.at_unix_ms[member]
+        held = self._live(user_id) or _SortedSet()
+        for member, at_ms in members:
+            held.add(member, at_ms, self._read)
+        held.keep(self._limit)
+        self._sets[user_id] = held, self._clock() + self._ttl_ms
+
+    def drop(self, user_id: str) -> None:
+        self._sets.pop(user_id, None)
+
+    def _live(self, user_id: str) -> _SortedSet[V] | None:
+        held, ends_at_ms = self._sets.get(user_id, (None, 0))
+        return held if ends_at_ms > self._clock() else None
 
 
 class MemoryUserStates:
     """`UserStates` in memory."""
 
     def __init__(self, store: MemoryStore, config: StoreConfig) -> None:
-        self._clock = store.clock
-        self._config = config
         self._profiles: dict[str, UserProfile] = {}
-        self._recent: dict[str, _Interactions] = {}
-        self._consumed: dict[str, _Interactions] = {}
-        self._impressions: dict[str, _Interactions] = {}
+        self._recent = _UserSets(
+            lambda member, _: _interaction_decoder.decode(member),
+            clock=store.clock,
+            limit=config.recent_limit,
+            ttl_s=config.user_state_ttl_s,
+        )
+        self._consumed = _UserSets(
+            lambda member, _: member.decode(),
+            clock=store.clock,
+            limit=config.consumed_limit,
+            ttl_s=config.consumed_ttl_s,
+        )
+        self._impressions = _UserSets(
+            impression_of, clock=store.clock, limit=config.impressions_limit, ttl_s=config.impressions_ttl_s
+        )
         self._erased_at_ms: dict[str, int] = {}
 
     async def fetch(self, user_id: str) -> UserState:
-        """Fetch everything."""
-        await asyncio.sleep(0)
-        recent, consumed = self._live(self._recent, user_id), self._live(self._consumed, user_id)
-        shown = self._live(self._impressions, user_id)
+        """Fetch everything; there is nothing to wait for."""
         return UserState(
-            profile=self._profiles.get(user_id, UserProfile()),
-            recent=[msgspec.msgpack.decode(member, type=Interaction) for member in recent.members()],
-            consumed=frozenset(member.decode() for member in consumed.at_unix_ms),
-            impressions=tuple(impression_of(member, shown.at_unix_ms[member]) for member in shown.members()),
+            profile=self._profiles.get(user_id) or UserProfile(),
+            recent=self._recent.values(user_id),
+            consumed=frozenset(self._consumed.values(user_id)),
+            impressions=tuple(self._impressions.values(user_id)),
         )
 
     async def add_interactions(self, interactions: Mapping[str, Sequence[Interaction]]) -> None:
         """Add members and drop the oldest beyond the limits."""
         await asyncio.sleep(0)
-        config = self._config
         for user_id, of_user in interactions.items():
-            members = {encode(i): i.at_unix_ms for i in of_user}
-            self._add(self._recent, user_id, members, config.recent_limit, config.user_state_ttl_s)
-            positive = {i.item_id.encode(): i.at_unix_ms for i in of_user if (i.reward or 0.0) > 0.0}
-            self._add(self._consumed, user_id, positive, config.consumed_limit, config.consumed_ttl_s)
+            erased_at_ms = self._erased_at_ms.get(user_id, -1)
+            added = [i for i in of_user if i.at_unix_ms > erased_at_ms]
+            self._recent.add(user_id, [(encode(i), i.at_unix_ms) for i in added])
+            positive = [(i.item_id.encode(), i.at_unix_ms) for i in added if (i.reward or 0.0) > 0.0]
+            self._consumed.add(user_id, positive)
 
     async def add_impressions(self, impressions: Mapping[str, Sequence[Impression]]) -> None:
         """Add members and drop the oldest beyond the limit."""
         await asyncio.sleep(0)
-        config = self._config
         for user_id, shown in impressions.items():
-            members = {impression_member(i): i.shown_at_unix_ms for i in shown}
-            self._add(self._impressions, user_id, members, config.impressions_limit, config.impressions_ttl_s)
+            erased_at_ms = self._erased_at_ms.get(user_id, -1)
+            members = [(impression_member(i), i.shown_at_unix_ms) for i in shown if i.shown_at_unix_ms > erased_at_ms]
+            self._impressions.add(user_id, members)
 
     async def put_profiles(self, profiles: Mapping[str, UserProfile]) -> None:
         """Set all."""
@@ -221,24 +275,9 @@ class MemoryUserStates:
         """Delete the user."""
         await asyncio.sleep(0)
         self._erased_at_ms[user_id] = at_unix_ms
-        for table in (self._profiles, self._recent, self._consumed, self._impressions):
-            table.pop(user_id, None)
-
-    def _live(self, table: dict[str, _Interactions], user_id: str) -> _Interactions:
-        held = table.get(user_id)
-        return held if held is not None and held.expires_at_ms > self._clock() else _Interactions({}, 0)
-
-    def _add(
-        self, table: dict[str, _Interactions], user_id: str, members: Mapping[bytes, int], limit: int, ttl_s: int
-    ) -> None:
-        erased_at_ms = self._erased_at_ms.get(user_id, -1)
-        members = {member: at_ms for member, at_ms in members.items() if at_ms > erased_at_ms}
-        if not members:
-            return
-        held = table[user_id] = self._live(table, user_id)
-        held.at_unix_ms.update(members)
-        held.keep(limit)
-        held.expires_at_ms = self._clock() + ttl_s * 1000
+        self._profiles.pop(user_id, None)
+        for sets in (self._recent, self._consumed, self._impressions):
+            sets.drop(user_id)
 
 
 class MemoryModelStore:
@@ -404,10 +443,6 @@ class MemoryArchive:
     def upkeep(self, *, now_ms: int, keep_days: int) -> bool:
         """Have nothing to keep up."""
         return False
-
-
-def _claim(held: _HeldClaim, *, is_new: bool) -> Claim:
-    return Claim(journal_id=held.journal_id, summary=summary_decoder.decode(held.summary), is_new=is_new)
 
 
 def _journal(partition: int) -> str:

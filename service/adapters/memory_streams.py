@@ -16,37 +16,38 @@ class Stream:
 
     def __init__(self) -> None:
         self.ids: list[_EntryId] = []
-        self.payloads: list[bytes] = []
+        # Each with its id as text.
+        self.entries: list[tuple[str, bytes]] = []
         self._last: _EntryId = (0, 0)
 
     def add(self, payload: bytes, now_ms: int) -> str:
         """Append and return the id."""
         last_ms, sequence = self._last
         self._last = (now_ms, 0) if now_ms > last_ms else (last_ms, sequence + 1)
+        entry_id = f"{self._last[0]}-{self._last[1]}"
         self.ids.append(self._last)
-        self.payloads.append(payload)
-        return _text(self._last)
+        self.entries.append((entry_id, payload))
+        return entry_id
 
     def after(self, entry_id: str, count: int) -> list[tuple[str, bytes]]:
         """Return at most `count` entries after an id."""
         first = bisect_right(self.ids, _parse(entry_id))
-        chosen = slice(first, first + count)
-        return [(_text(i), payload) for i, payload in zip(self.ids[chosen], self.payloads[chosen], strict=True)]
+        return self.entries[first : first + count]
 
     def get(self, entry_id: str) -> bytes | None:
         """Return one entry, None when it is not there."""
         wanted = _parse(entry_id)
         position = bisect_left(self.ids, wanted)
-        return self.payloads[position] if self.ids[position : position + 1] == [wanted] else None
+        return self.entries[position][1] if self.ids[position : position + 1] == [wanted] else None
 
     def last(self) -> tuple[str, bytes] | None:
         """Return the newest entry, None when there is none."""
-        return (_text(self.ids[-1]), self.payloads[-1]) if self.ids else None
+        return self.entries[-1] if self.entries else None
 
     def trim(self, before: str) -> int:
         """Drop entries before an id and return how many."""
         n_dropped = bisect_left(self.ids, _parse(before))
-        del self.ids[:n_dropped], self.payloads[:n_dropped]
+        del self.ids[:n_dropped], self.entries[:n_dropped]
         return n_dropped
 
 
@@ -61,7 +62,7 @@ class MemoryStore:
         self.clock = clock
         self.streams: defaultdict[str, Stream] = defaultdict(Stream)
         self.epochs: defaultdict[str, int] = defaultdict(int)
-        self._changed = asyncio.Condition()
+        self._changed = asyncio.Event()
 
     def add(self, stream: str, payload: bytes) -> str:
         """Append one entry and return its id; `announce` wakes the readers."""
@@ -69,8 +70,8 @@ class MemoryStore:
 
     async def announce(self) -> None:
         """Wake every reader that waits."""
-        async with self._changed:
-            self._changed.notify_all()
+        self._changed.set()
+        self._changed.clear()
         # A real store's answer takes a turn of the loop too; without it a busy writer would starve everyone.
         await asyncio.sleep(0)
 
@@ -84,7 +85,7 @@ class MemoryStore:
         if found or not block_ms:
             return found
         try:
-            async with asyncio.timeout(block_ms / 1000), self._changed:
+            async with asyncio.timeout(block_ms / 1000):
                 while not found:
                     await self._changed.wait()
                     found = self._after(after, count)
@@ -95,10 +96,6 @@ class MemoryStore:
     def _after(self, after: Mapping[str, str], count: int) -> dict[str, list[tuple[str, bytes]]]:
         found = {name: self.streams[name].after(entry_id, count) for name, entry_id in after.items()}
         return {name: entries for name, entries in found.items() if entries}
-
-
-def _text(entry_id: _EntryId) -> str:
-    return f"{entry_id[0]}-{entry_id[1]}"
 
 
 def _parse(entry_id: str) -> _EntryId:

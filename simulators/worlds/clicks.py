@@ -6,33 +6,34 @@ of a click in a slot is the one of looking at it times the attraction of what is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-Float64Array = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
+# A slate has a few slots: lists of them are quicker to go through than arrays.
+Looks = tuple[list[bool], list[bool]]
 
 
 class ClickModel(Protocol):
     """A way of looking at a slate, from the top."""
 
-    def examination(self, attraction: Float64Array) -> Float64Array:
-        """Return float64 [n_slots]: the exact probability that each slot is looked at.
+    def examination(self, attraction: Sequence[float]) -> Sequence[float]:
+        """Return the exact probability that each slot is looked at.
 
         Args:
-            attraction: float64 [n_slots], probability that the item of a slot is clicked by who looks at it.
+            attraction: Of each slot, probability that its item is clicked by who looks at it.
         """
 
-    def browse(self, attraction: Float64Array, look: Float64Array, like: Float64Array) -> tuple[BoolArray, BoolArray]:
+    def browse(self, attraction: Sequence[float], look: Sequence[float], like: Sequence[float]) -> Looks:
         """Return which slots were looked at and which of them clicked.
 
         Args:
-            attraction: float64 [n_slots].
-            look: float64 [n_slots] uniforms that decide whether it is looked at.
-            like: float64 [n_slots] uniforms that decide whether what is looked at is clicked.
+            attraction: Of each slot.
+            look: Of each slot, the uniform that decides whether it is looked at.
+            like: Of each slot, the uniform that decides whether what is looked at is clicked.
         """
 
 
@@ -56,14 +57,14 @@ class PositionBased:
         """
         _check("decay", self.decay)
 
-    def examination(self, attraction: Float64Array) -> Float64Array:
+    def examination(self, attraction: Sequence[float]) -> Sequence[float]:
         """Return decay^slot."""
-        return np.asarray(self.decay ** np.arange(len(attraction)), dtype=np.float64)
+        return _falling(self.decay, len(attraction))
 
-    def browse(self, attraction: Float64Array, look: Float64Array, like: Float64Array) -> tuple[BoolArray, BoolArray]:
+    def browse(self, attraction: Sequence[float], look: Sequence[float], like: Sequence[float]) -> Looks:
         """Decide every slot by itself."""
-        examined = look < self.examination(attraction)
-        return examined, examined & (like < attraction)
+        examined = [coin < seen for coin, seen in zip(look, self.examination(attraction), strict=True)]
+        return examined, _clicked(examined, attraction, like)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +95,21 @@ class DependentClick:
         if not 0.0 <= self.after_click <= self.persistence:
             raise ValueError(f"after_click must be in [0, persistence = {self.persistence}], got {self.after_click}")
 
-    def examination(self, attraction: Float64Array) -> Float64Array:
+    def examination(self, attraction: Sequence[float]) -> Sequence[float]:
         """Multiply along the slate."""
-        going_on = self.persistence - attraction[:-1] * (self.persistence - self.after_click)
-        return np.concatenate([np.ones(min(1, len(attraction))), np.cumprod(going_on)])
+        seen, examined = 1.0, []
+        for clicked in attraction:
+            examined.append(seen)
+            seen *= self.persistence - clicked * (self.persistence - self.after_click)
+        return examined
 
-    def browse(self, attraction: Float64Array, look: Float64Array, like: Float64Array) -> tuple[BoolArray, BoolArray]:
+    def browse(self, attraction: Sequence[float], look: Sequence[float], like: Sequence[float]) -> Looks:
         """Go down the slate until somebody stops."""
-        liked = like < attraction
-        goes_on = look < np.where(liked, self.after_click, self.persistence)
-        examined = np.concatenate([np.ones(min(1, len(look)), dtype=np.bool_), np.logical_and.accumulate(goes_on[:-1])])
-        return examined, examined & liked
+        is_there, examined = True, []
+        for clicked, coin, liking in zip(attraction, look, like, strict=True):
+            examined.append(is_there)
+            is_there = is_there and coin < (self.after_click if liking < clicked else self.persistence)
+        return examined, _clicked(examined, attraction, like)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +132,26 @@ class Cascade:
         """
         _check("persistence", self.persistence)
 
-    def examination(self, attraction: Float64Array) -> Float64Array:
+    def examination(self, attraction: Sequence[float]) -> Sequence[float]:
         """Return the probability of no click above."""
         return DependentClick(self.persistence, 0.0).examination(attraction)
 
-    def browse(self, attraction: Float64Array, look: Float64Array, like: Float64Array) -> tuple[BoolArray, BoolArray]:
+    def browse(self, attraction: Sequence[float], look: Sequence[float], like: Sequence[float]) -> Looks:
         """Go down the slate until the first click."""
         return DependentClick(self.persistence, 0.0).browse(attraction, look, like)
+
+
+@lru_cache(maxsize=64)
+def _falling(decay: float, n_slots: int) -> tuple[float, ...]:
+    """Return decay^slot for every slot."""
+    powers: list[float] = (decay ** np.arange(n_slots)).tolist()
+    return tuple(powers)
+
+
+def _clicked(examined: Sequence[bool], attraction: Sequence[float], like: Sequence[float]) -> list[bool]:
+    """Return what of the slots that are looked at is clicked."""
+    slots = zip(examined, attraction, like, strict=True)
+    return [looked and liking < clicked for looked, clicked, liking in slots]
 
 
 def _check(name: str, value: float) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
+import msgspec
 
 from simulators.worlds.randomness import derive_generator
 
-Float64Array = npt.NDArray[np.float64]
 # For each slot: is it looked at, is it clicked, is it skipped aloud, and how long until it is reported.
 _PER_SLOT = 4
 
@@ -38,21 +36,20 @@ class Crowd:
             raise ValueError(f"a crowd needs n_users >= 1 and a finite gap_s > 0, got {self.n_users} and {self.gap_s}")
 
 
-@dataclass(frozen=True, slots=True)
-class Visit:
+class Visit(msgspec.Struct, frozen=True, gc=False):
     """One request that is about to be made.
 
     Attributes:
         user: Number of the user.
         number: Of the user's visits, from 0.
         elapsed_ms: When, since the start.
-        uniforms: float64 [4, n_slots] of what the user will do, whatever is shown.
+        uniforms: [4, n_slots] of what the user will do, whatever is shown.
     """
 
     user: int
     number: int
     elapsed_ms: int
-    uniforms: Float64Array
+    uniforms: Sequence[Sequence[float]]
 
 
 def visits(crowd: Crowd, *, seed: int, n_slots: int) -> Iterator[Visit]:
@@ -66,5 +63,5 @@ def visits(crowd: Crowd, *, seed: int, n_slots: int) -> Iterator[Visit]:
     while True:
         at_ms, user, number = due[0]
         rng = generators[user]
-        yield Visit(user, number, int(at_ms), rng.random((_PER_SLOT, n_slots)))
+        yield Visit(user, number, int(at_ms), rng.random((_PER_SLOT, n_slots)).tolist())
         heapq.heapreplace(due, (at_ms + float(rng.exponential(crowd.gap_s)) * 1000.0, user, number + 1))

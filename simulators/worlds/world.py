@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
@@ -74,8 +75,7 @@ class WorldSpec:
         return World(self, run_seed)
 
 
-@dataclass(frozen=True, slots=True)
-class Reaction:
+class Reaction(msgspec.Struct, frozen=True, gc=False):
     """What a user reports of one slot.
 
     Attributes:
@@ -89,8 +89,7 @@ class Reaction:
     delay_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(msgspec.Struct, frozen=True, gc=False):
     """What a slate does.
 
     Attributes:
@@ -149,15 +148,15 @@ class World:
 
     def best(self, attraction: Float64Array) -> tuple[npt.NDArray[np.int64], float]:
         """Return the places of the best slate, in order, and its expected number of clicks."""
-        n = self.spec.n_slots
-        top = np.argpartition(-attraction, n - 1)[:n] if n < len(attraction) else np.arange(len(attraction))
-        top = top[np.argsort(-attraction[top], kind="stable")]
-        return top, float(self.expected(attraction[top]).sum())
+        n, falling = self.spec.n_slots, -attraction
+        top = falling.argpartition(n - 1)[:n] if n < len(attraction) else np.arange(len(attraction))
+        top = top[falling[top].argsort(kind="stable")]
+        return top, float(self.expected(attraction[top].tolist()).sum())
 
-    def expected(self, attraction: Float64Array) -> Float64Array:
+    def expected(self, attraction: Sequence[float]) -> Float64Array:
         """Return float64 [n_slots]: the exact probability of a click in each slot of a slate."""
-        clicks: Float64Array = self.spec.clicks.examination(attraction) * attraction
-        return clicks
+        seen = self.spec.clicks.examination(attraction)
+        return np.array([looked * clicked for looked, clicked in zip(seen, attraction, strict=True)])
 
     def respond(self, visit: Visit, numbers: Sequence[int], attraction: Float64Array) -> Response:
         """Show a slate to a visitor.
@@ -169,14 +168,16 @@ class World:
         """
         live = self.live(visit.elapsed_ms)
         # What has gone while it was on its way to the visitor is liked by nobody.
-        shown = np.array([attraction[number - live.start] if number in live else 0.0 for number in numbers])
-        look, like, aloud, late = visit.uniforms[:, : len(shown)]
-        examined, clicked = self.spec.clicks.browse(shown, look, like)
-        skipped = examined & ~clicked & (aloud < self.spec.skip_share)
+        shown = [attraction.item(number - live.start) if number in live else 0.0 for number in numbers]
+        look, like, aloud, late = visit.uniforms
+        n = len(shown)
+        examined, clicked = self.spec.clicks.browse(shown, look[:n], like[:n])
         reactions = [
             Reaction(slot, "click" if clicked[slot] else "skip", self.spec.delay.delay_ms(late[slot]))
-            for slot in np.flatnonzero(clicked | skipped).tolist()
+            for slot in range(n)
+            if clicked[slot] or (examined[slot] and aloud[slot] < self.spec.skip_share)
         ]
+        clicks = [number for number, is_clicked in zip(numbers, clicked, strict=True) if is_clicked]
         self._shown.add(visit.user, numbers, now_ms=visit.elapsed_ms)
-        self._clicked.add([numbers[slot] for slot in np.flatnonzero(clicked).tolist()], now_ms=visit.elapsed_ms)
-        return Response(reactions, self.expected(shown), int(clicked.sum()), int(skipped.sum()))
+        self._clicked.add(clicks, now_ms=visit.elapsed_ms)
+        return Response(reactions, self.expected(shown), len(clicks), len(reactions) - len(clicks))

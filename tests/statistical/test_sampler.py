@@ -22,7 +22,8 @@ from scipy import stats
 from bandit.exploration import Epsilon
 from bandit.randomness import build_generator
 from bandit.rules import Discovery, MaxPer, Rule
-from bandit.slate import ActionSet, SlateWalk, SlotDraw, draw_slate
+from bandit.slate import ActionSet, SlateWalk, draw_slate
+from bandit.slot import SlotDraw
 
 ALPHA = 1e-4
 N = 200_000

@@ -52,7 +52,7 @@ def _cases(rng: np.random.Generator) -> Iterator[Case]:
                 actions = [{name: _features(rng, name) for name in used} for _ in range(n_actions)]
                 # A model of its own: fresh weights wherever these features reach.
                 for action in actions:
-                    reached = touched_weights(spec, [shared], [action])
+                    reached = touched_weights(spec, shared, action)
                     table.weights[reached] = rng.normal(scale=0.05, size=len(reached))
                 yield table, reference, shared, actions
 
@@ -66,7 +66,7 @@ def differences() -> np.ndarray:
         scores = table.score(shared, stacked).astype(np.float64)
         expected = reference.score(table.weights, shared, stacked).astype(np.float64)
         gap = (np.abs(scores - expected) / np.maximum(1.0, np.abs(expected))).max()
-        positions = touched_weights(table.spec, [shared], [actions[0]])
+        positions = touched_weights(table.spec, shared, actions[0])
         parts = [*shared.values(), *actions[0].values()]
         n_repeated = sum(len(e.indices) - len(np.unique(e.indices)) for e in parts)
         found.append((gap, len(positions) - len(np.unique(positions)), n_repeated))
@@ -93,7 +93,7 @@ def test_one_wrong_weight_would_be_seen() -> None:
     for table, reference, shared, actions in islice(_cases(rng), n_cases):
         stacked = _stacked(actions)
         before = table.weights.copy()
-        reached = rng.choice(touched_weights(table.spec, [shared], [actions[0]]))
+        reached = rng.choice(touched_weights(table.spec, shared, actions[0]))
         table.weights[reached] += 0.01
         moved = np.abs(table.score(shared, stacked) - reference.score(before, shared, stacked)).max()
         table.weights[:] = before

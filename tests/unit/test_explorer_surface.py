@@ -124,6 +124,7 @@ class World:
         self.store = MemoryStore(lambda: self.now_ms)
         self.journal, self.models = Journal(self.store), MemoryModelStore(self.store)
         self.users, self.metrics = MemoryUserStates(self.store, StoreConfig()), Metrics()
+        self.numbers = itertools.count()
         self.spool = Spool()
         self.items = ItemsView(SCHEMA, Retriever(Catalogue(), None), AttributeColumns({}))
         for n in range(N_ITEMS):
@@ -153,6 +154,8 @@ class World:
             metrics=self.metrics,
             clock=lambda: self.now_ms,
             salt=b"salt",
+            # What is drawn hangs on it.
+            new_event_id=lambda now_ms: f"e{next(self.numbers)}",
         )
 
     def learner(self, check: Any = _passes, kind: type[ExplorerLoop] = ExplorerLoop) -> ExplorerLoop:

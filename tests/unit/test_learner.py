@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vowpal_wabbit_next import CBLabel, Example, SimpleLabel, Workspace
 
+from bandit._native import WeightSet
 from bandit.learner import MIN_LEARNING_PROPENSITY, Learner
 from bandit.policy import ModelSpec, WeightTable
-from bandit.vw_format import Encoded, ExamplePool, encode, predict_then_learn_cost
+from bandit.vw_format import INTERACTION_PRIME, Encoded, ExamplePool, encode, predict_then_learn_cost
 
 SPEC = ModelSpec(
     bits=14, learning_rate=0.05, interactions=(("user", "item"), ("context", "dynamic")), schema_version="v"
@@ -152,3 +153,27 @@ def test_a_model_of_another_size_is_refused(bits: int) -> None:
     other = Learner(ModelSpec(bits=bits, learning_rate=0.1, interactions=(), schema_version="v"))
     with pytest.raises(ValueError, match=f"must have {1 << SPEC.bits} weights.*'{SPEC.bits}' vs '{bits}'"):
         Learner(SPEC, other.serialize())
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(seed=st.integers(0, 10**6), sizes=st.lists(st.integers(0, 4), min_size=1, max_size=5), bits=st.integers(2, 22))
+def test_a_set_of_weights_holds_those_of_what_was_added_since_it_was_cleared(
+    seed: int, sizes: list[int], bits: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    found = WeightSet(bits=bits, prime=int(INTERACTION_PRIME))
+    for _ in range(2):
+        expected: set[int] = set()
+        for n_pairs in sizes:
+            features = [_indices(rng) for _ in range(3)]
+            pairs = [(_indices(rng), _indices(rng)) for _ in range(n_pairs)]
+            found.add(features, pairs)
+            crossed = [np.bitwise_xor.outer(one * INTERACTION_PRIME, other).ravel() for one, other in pairs]
+            expected |= set((np.concatenate([*features, *crossed]) & np.uint32((1 << bits) - 1)).tolist())
+            assert found.positions().tolist() == sorted(expected)
+        found.clear()
+        assert found.positions().tolist() == []
+
+
+def _indices(rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(1 << 32, size=rng.integers(5), dtype=np.uint32)

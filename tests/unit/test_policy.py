@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bandit._native import add_costs
+from bandit._native import score_actions
 from bandit.learner import Learner
 from bandit.policy import (
     ActionFeatures,
@@ -133,7 +135,7 @@ def test_touched_weights_cover_every_weight_that_learning_changes(
         learner.learn(shared, action, reward=1.0 - 0.3 * turn, propensity=0.5)
         after = _dense(learner)
         changed = set(np.flatnonzero(before != after).tolist())
-        touched = touched_weights(spec, [shared], [action])
+        touched = touched_weights(spec, shared, action)
         assert changed
         assert changed <= set(touched.tolist())
         n_terms = 1 + sum(len(e.indices) for e in (*shared.values(), *action.values()))
@@ -175,7 +177,7 @@ def test_interactions_use_the_pair_that_is_declared_and_no_other() -> None:
         table = WeightTable(spec)
         linear = {CONSTANT_INDEX & (len(table.weights) - 1)}
         linear |= {int(e.indices[0]) & (len(table.weights) - 1) for e in features.values()}
-        (crossed,) = set(touched_weights(spec, [shared], [{n: features[n] for n in ACTION}]).tolist()) - linear
+        (crossed,) = set(touched_weights(spec, shared, {n: features[n] for n in ACTION}).tolist()) - linear
         table.weights[crossed] = 1.0
         assert table.score(shared, stacked).tolist() == [-1.0]
 
@@ -205,11 +207,28 @@ def test_values_outside_the_table_or_not_finite_are_refused_and_change_nothing()
     assert table.version == 2
 
 
-def test_costs_that_are_not_one_piece_of_memory_are_refused_not_written_past() -> None:
-    memory = np.zeros(8)
-    weights, indices, values = np.ones(4, np.float32), np.zeros((4, 1), np.uint32), np.ones((4, 1), np.float32)
-    with pytest.raises(TypeError):
-        add_costs(memory[::2], weights, indices, values, indices[:0, 0], values[:0, 0])
-    assert not memory.any()
-    add_costs(memory[:4], weights, indices, values, indices[:0, 0], values[:0, 0])
-    assert memory.tolist() == [1.0] * 4 + [0.0] * 4
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": np.ones(3, np.float32)}, "2\\^bits"),
+        ({"shared": [(np.zeros(2, np.uint32), np.ones(1, np.float32))]}, r"shared features must agree"),
+        ({"actions": [(np.zeros((4, 1), np.uint32), np.ones((4, 2), np.float32), [])]}, r"actions must agree"),
+        ({"actions": [(np.zeros(4, np.uint32), np.ones(4, np.float32), [])]}, r"actions must agree"),
+        ({"actions": []}, "must have a namespace"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused_not_read_past(change: dict[str, Any], message: str) -> None:
+    fits: dict[str, Any] = {
+        "weights": np.ones(4, np.float32),
+        "shared": [(np.zeros(1, np.uint32), np.ones(1, np.float32))],
+        "actions": [(np.zeros((4, 1), np.uint32), np.ones((4, 1), np.float32), [])],
+    }
+    assert score_actions(constant_index=0, prime=1, **fits).tolist() == [-3.0] * 4
+    with pytest.raises(ValueError, match=message):
+        score_actions(constant_index=0, prime=1, **{**fits, **change})
+
+
+def test_an_interaction_with_a_namespace_that_is_not_there_is_refused() -> None:
+    actions = [(np.zeros((4, 1), np.uint32), np.ones((4, 1), np.float32), [1])]
+    with pytest.raises(IndexError):
+        score_actions(np.ones(4, np.float32), constant_index=0, prime=1, shared=[], actions=actions)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bandit.randomness import build_generator
+from bandit._native import philox_uniforms
+from bandit.randomness import build_generator, draw_uniforms
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=200)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
@@ -60,3 +63,14 @@ def test_the_numbers_of_a_decision_never_change() -> None:
     # Logged decisions must replay after every upgrade; these were drawn by the first version.
     drawn = build_generator(salt=b"salt", purpose="slot", surface="home", event_id="01J").random(3)
     assert drawn.tolist() == [0.5121870927330225, 0.11288404206667224, 0.38012222238664206]
+
+
+@PROPERTY
+@given(key=keys, n=st.integers(0, 13))
+def test_uniforms_are_the_first_that_the_generator_draws(key: dict[str, Any], n: int) -> None:
+    assert draw_uniforms(n, **key).tolist() == build_generator(**key).random(n).tolist()
+
+
+def test_a_key_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="16 bytes, got 15"):
+        philox_uniforms(bytes(15), 1)

@@ -127,8 +127,9 @@ class Shop:
     ) -> Candidates:
         self.rank(now_ms=now_ms)
         sources = [SourceConfig(name=name, quota=quota) for name in names]
-        rng = np.random.default_rng(seed)
-        return self.retriever.retrieve(_query(now_ms=now_ms, **query), sources, limit=limit, rng=rng)
+        return self.retriever.retrieve(
+            _query(now_ms=now_ms, **query), sources, limit=limit, new_rng=lambda: np.random.default_rng(seed)
+        )
 
 
 def _query(
@@ -338,7 +339,7 @@ def test_whatever_changed_candidates_are_distinct_eligible_and_of_named_sources(
             shop.put(item_id, listed=kind == "put", min_age=len(item_id) * 4, attributes={"genres": [item_id]})
     shop.rank()
     query = _query(user_id="known", liked=["t1", "n1"], disliked=["t2"], age=age, hidden_rows=[0, 5])
-    found = shop.retriever.retrieve(query, EVERY_SOURCE, limit=limit, rng=np.random.default_rng(seed))
+    found = shop.retriever.retrieve(query, EVERY_SOURCE, limit=limit, new_rng=lambda: np.random.default_rng(seed))
     assert len(set(found.rows.tolist())) == len(found.rows) <= limit
     assert eligible_mask(shop.catalogue, found.rows, query.viewer, now_ms=query.now_ms).all()
     assert len(found.sources) == len(found.affinity) == len(found.rows)
@@ -394,9 +395,9 @@ class Counted(Retriever):
 
     asked: list[tuple[str, int]]
 
-    def _find(self, name: str, n_wanted: int, *rest: Any) -> Any:
-        self.asked.append((name, n_wanted))
-        return super()._find(name, n_wanted, *rest)
+    def _find(self, source: SourceConfig, n_wanted: int, *rest: Any) -> Any:
+        self.asked.append((source.name, n_wanted))
+        return super()._find(source, n_wanted, *rest)
 
 
 CHAINED = st.sampled_from(["popular", "fresh", "under_explored", "random", "als", "similar", "content"])

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from bandit.columns import NO_CODE
 from bandit.exploration import Epsilon
 from bandit.rules import Discovery, Freshness, MaxPer, Prior, Rule
-from bandit.slate import ActionSet, SlateWalk, SlotPmf, draw_slate
+from bandit.slate import ActionSet, SlateWalk, draw_slate
+from bandit.slot import SlotPmf
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=100)
 ALMOST_ONE = float(np.nextafter(1.0, 0.0))

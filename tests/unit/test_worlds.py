@@ -132,7 +132,7 @@ def test_items_are_there_from_birth_for_as_long_as_others_are_born() -> None:
 
 
 def one_visit(world: World, *, elapsed_ms: int = 0) -> Visit:
-    return Visit(user=1, number=0, elapsed_ms=elapsed_ms, uniforms=np.full((4, world.spec.n_slots), 0.0))
+    return Visit(user=1, number=0, elapsed_ms=elapsed_ms, uniforms=[[0.0] * world.spec.n_slots] * 4)
 
 
 def test_a_user_tires_of_what_was_shown_and_forgets() -> None:
