@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from scipy import sparse
 
@@ -117,7 +118,7 @@ def clicks_before(world: WorldSpec, *, seed: int, showings: int) -> frozenset[Cl
     clicks: set[Click] = set()
     visits = past.visits()
     for _ in range(-(-showings * n_live // n_slots)):
-        visit = replace(next(visits), elapsed_ms=0)
+        visit = msgspec.structs.replace(next(visits), elapsed_ms=0)
         numbers = slates.permutation(n_live)[:n_slots].tolist()
         response = past.respond(visit, numbers, past.attraction(visit))
         clicks.update(

@@ -6,7 +6,6 @@ The worlds are small enough to list every slate with its probability, so the mea
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -141,7 +140,9 @@ def test_a_log_that_reserved_nothing_needs_no_pool_to_say_what_it_cannot_carry()
     """What rules do not read is not logged: a log without the rule lacks its column."""
     decision = next(cells(LOGGING))[0]
     columns = {name: column for name, column in ACTIONS.columns.items() if name != "discovery"}
-    bare = pack_actions(replace(ACTIONS, columns=columns), sources=np.zeros(5, dtype=np.uint8), source_names=["x"])
+    bare = pack_actions(
+        msgspec.structs.replace(ACTIONS, columns=columns), sources=np.zeros(5, dtype=np.uint8), source_names=["x"]
+    )
     decision = msgspec.structs.replace(decision, candidates=bare)
     found = build_counterfactual(decision, TargetPolicy(rules=[Discovery(share=0.5)]))
     assert found.unsupported.startswith("discovery share 0.5 reserves 1 or 2 of 3 slots")
