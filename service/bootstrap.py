@@ -7,7 +7,7 @@ import os
 import secrets
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -126,27 +126,36 @@ class Worker:
     users: UserStates
     spool: Spool
     _clients: list[object]
-    _following: asyncio.Task[None] | None = None
-    _ranking: asyncio.Task[None] | None = None
-    _swapping: asyncio.Task[None] | None = None
+    # What runs beside requests for as long as the worker does.
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _is_closing: bool = False
 
     async def start(self) -> None:
         """Catch up with the streams, drain leftover spools, and follow."""
         await self.follower.catch_up()
-        self.spool.start()
+        shipping = self.spool.start()
         self.items.retriever.rankings = self.items.build_rankings(wall_clock_ms())
-        self._following = asyncio.create_task(self.follower.run())
-        self._ranking = asyncio.create_task(self._rank())
-        self._swapping = asyncio.create_task(self.index_swap.run())
+        self._tasks = [
+            shipping,
+            asyncio.create_task(self.follower.run(), name="follower"),
+            asyncio.create_task(self._rank(), name="rankings"),
+            asyncio.create_task(self.index_swap.run(), name="index"),
+        ]
+        for task in self._tasks:
+            task.add_done_callback(self._tell_of_end)
 
     @property
     def is_following(self) -> bool:
         """Return whether streams are applied, the catalogue ranked, the current index served and the spool shipped."""
-        return self.spool.is_shipping and all(task is not None and not task.done() for task in self._tasks)
+        return bool(self._tasks) and not any(task.done() for task in self._tasks)
 
-    @property
-    def _tasks(self) -> tuple[asyncio.Task[None] | None, ...]:
-        return self._following, self._ranking, self._swapping
+    def _tell_of_end(self, task: asyncio.Task[None]) -> None:
+        """Log and count a task that ended while the worker runs, or by an error; `/readyz` is 503 from then on."""
+        error = None if task.cancelled() else task.exception()
+        if error is None and self._is_closing:
+            return
+        self.metrics.tasks_stopped.labels(task.get_name()).inc()
+        _log.error("worker.task_stopped", task=task.get_name(), error=str(error or "it just ended"), exc_info=error)
 
     async def _rank(self) -> None:
         """Rank the catalogue again, in a thread, when it has changed or a while has passed."""
@@ -161,11 +170,12 @@ class Worker:
 
     async def close(self) -> None:
         """Ship the spool and close connections."""
-        running = {task for task in self._tasks if task is not None}
-        for task in running:
+        self._is_closing = True
+        # The spool ends by itself, when all is shipped.
+        for task in self._tasks[1:]:
             task.cancel()
-        if running:
-            await asyncio.wait(running)
+        if self._tasks[1:]:
+            await asyncio.wait(self._tasks[1:])
         await self.spool.close()
         for client in self._clients:
             await client.aclose()  # type: ignore[attr-defined]

@@ -46,6 +46,9 @@ class Metrics:
         self.overrides_refused = Counter(
             "hone_config_overrides_refused_total", "Live overrides that could not be applied", registry=r
         )
+        self.tasks_stopped = Counter(
+            "hone_tasks_stopped_total", "Background tasks of a worker that ended by a mistake", ["task"], registry=r
+        )
         self.spool_waiting = Gauge("hone_spool_waiting", "Spooled entries not yet in the journal", registry=r)
         self.spool_retries = Counter("hone_spool_retries_total", "Failed shipments", registry=r)
         self.spool_adopted = Counter("hone_spool_adopted_total", "Entries taken over from dead workers", registry=r)

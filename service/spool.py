@@ -111,19 +111,14 @@ class Spool:
         self._task: asyncio.Task[None] | None = None
         self._closing = False
 
-    def start(self) -> None:
-        """Open a fresh file, take over files of dead workers and start shipping."""
+    def start(self) -> asyncio.Task[None]:
+        """Open a fresh file, take over files of dead workers, start shipping, and return the task that ships."""
         self._open()
         for path in sorted(self._folder.glob("*.spool")):
             if path != self._path:
                 self._adopt(path)
-        self._task = asyncio.create_task(self._ship_forever())
-        self._task.add_done_callback(_tell_of_error)
-
-    @property
-    def is_shipping(self) -> bool:
-        """Return whether what is appended goes to the journal."""
-        return self._task is not None and not self._task.done()
+        self._task = asyncio.create_task(self._ship_forever(), name="spool")
+        return self._task
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Ship what is left, for as long as `timeout_s`; the rest stays on disk for the next start."""
@@ -350,8 +345,3 @@ class Spool:
             path.unlink(missing_ok=True)
             os.close(file)
             self._spoilt.pop()
-
-
-def _tell_of_error(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("spool.stopped", error=str(error), exc_info=error)

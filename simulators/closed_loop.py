@@ -14,7 +14,7 @@ import numpy as np
 import uvloop
 from threadpoolctl import threadpool_limits
 
-from bandit.exploration import Exploration
+from bandit.exploration import Exploration, VwExplorer
 from bandit.rules import Rule
 from retrieval.items import Item
 from service.messages import ModelSnapshot
@@ -23,6 +23,7 @@ from service.wire import EventBody, RecommendRequest
 from simulators.loop_config import SURFACE, ServiceSettings, build_config
 from simulators.loop_curve import CurveRecorder, LoopRun
 from simulators.loop_service import LoopService
+from simulators.loop_vectors import clicks_before
 from simulators.worlds.visits import Visit
 from simulators.worlds.world import Response, World, WorldSpec
 
@@ -74,10 +75,12 @@ def run_loop(
         on_items: Told of items when they are put, each once; they do not change.
 
     Raises:
-        ValueError: a parameter is out of range.
+        ValueError: a parameter is out of range, or a service that does not learn is to ask a VW explorer.
     """
     if n_decisions < 1 or every < 1:
         raise ValueError(f"n_decisions and every must be at least 1, got {n_decisions} and {every}")
+    if frozen is not None and isinstance(exploration, VwExplorer):
+        raise ValueError(f"explorer {exploration.model!r} explores by what it learns: it cannot be frozen")
     # As processes of the service do: small products are not worth the threads, old objects not worth looking at.
     threadpool_limits(1, "blas")
     thresholds = gc.get_threshold()
@@ -85,6 +88,7 @@ def run_loop(
     config = build_config(
         world, exploration=exploration, rules=rules, discovery_share=discovery_share, settings=settings
     )
+    training = settings.training if settings is not None else None
     with TemporaryDirectory(prefix="hone-loop-", dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
         service = LoopService(
             config,
@@ -93,6 +97,8 @@ def run_loop(
             spool_folder=Path(folder) / "spool",
             archive_folder=archive_folder,
             frozen=frozen,
+            training=training,
+            before=() if training is None else clicks_before(world, seed=seed, showings=training.showings),
         )
         loop = _Loop(
             world.build(seed),
@@ -115,6 +121,7 @@ def learn_model(
     exploration: Exploration,
     n_decisions: int,
     seed: int,
+    discovery_share: float = 0.0,
     settings: ServiceSettings | None = None,
 ) -> ModelSnapshot:
     """Return the model that a closed loop has learned, to be served `frozen` elsewhere."""
@@ -125,6 +132,7 @@ def learn_model(
         n_decisions=n_decisions,
         seed=seed,
         every=n_decisions,
+        discovery_share=discovery_share,
         settings=settings,
         on_model=models.append,
     )
@@ -221,6 +229,7 @@ class _Loop:
     async def run(self, n_decisions: int) -> LoopRun:
         await self._service.start()
         await self._change_items(self._world.live(0))
+        await self._service.train()
         started_s = time.perf_counter()
         next_turn_ms, elapsed_ms = _TURN_MS, 0
         visits = self._world.visits()

@@ -103,7 +103,7 @@ def build_counterfactual(decision: Decision, target: TargetPolicy) -> Counterfac
     decided = target.applied_to(decision)
     explorer = None if target.explorer is None else target.explorer(decided)
     try:
-        walk = walk_of(decided, explorer=explorer)
+        walk = walk_of(_reserving_as_logged(decided), explorer=explorer)
     except KeyError as error:
         raise ValueError(f"a rule reads column {error}, which the log lacks (decision {decision.event_id})") from error
     n_candidates = len(decision.candidates.ids)
@@ -138,12 +138,22 @@ def build_counterfactual(decision: Decision, target: TargetPolicy) -> Counterfac
     )
 
 
+def _reserving_as_logged(decided: Decision) -> Decision:
+    """Return the decision without rules that reserve slots where the log reserved none.
+
+    They do nothing there, and the log lacks the column of a pool that it had no use for.
+    """
+    if decided.discovery_positions:
+        return decided
+    return msgspec.structs.replace(decided, rules=[rule for rule in decided.rules if not isinstance(rule, Discovery)])
+
+
 def _ends(decided: Decision) -> bool:
     """Return whether nothing can be placed after the logged slots."""
     if len(decided.slots) >= decided.n_requested:
         return True
     # What may be placed does not depend on the exploration, and no explorer has a word on a slot that was not filled.
-    walk = walk_of(msgspec.structs.replace(decided, exploration=Greedy()))
+    walk = walk_of(msgspec.structs.replace(_reserving_as_logged(decided), exploration=Greedy()))
     for record in decided.slots:
         walk.place(record.action)
     return walk.pmf() is None

@@ -18,6 +18,8 @@ Float64Array = npt.NDArray[np.float64]
 
 # An item that appeared is found when it was clicked so often.
 FOUND_CLICKS = 3
+# With fewer clicks in the run, nobody knows yet how good an item is.
+PROVEN_CLICKS = 5
 _EXPLORED = frozenset({"explore", "discovery"})
 
 
@@ -35,6 +37,8 @@ class LoopRun:
         coverage: Share of the items that were there that were shown at all.
         discovery_hit_rate: Clicks on what exploration or discovery put into a slot, of a slot.
         explored_share: Share of the slots that exploration or discovery filled.
+        discovery_share: Share of the slots that were reserved for discovery and filled from its pool.
+        unproven_share: Share of the slots with an item that had fewer than five clicks in the run before.
         new_good_share: Share of the slots with a hit that appeared since the start.
         new_good_optimal: The same share of the best slates.
         days_to_find: Median simulated days from a new hit's appearance to its third click, of those found so far.
@@ -53,6 +57,8 @@ class LoopRun:
     coverage: Float64Array
     discovery_hit_rate: Float64Array
     explored_share: Float64Array
+    discovery_share: Float64Array
+    unproven_share: Float64Array
     new_good_share: Float64Array
     new_good_optimal: Float64Array
     days_to_find: Float64Array
@@ -99,6 +105,8 @@ class _Interval:
     n_skipped: int = 0
     n_slots: int = 0
     n_explored: int = 0
+    n_discovery: int = 0
+    n_unproven: int = 0
     n_explored_clicked: int = 0
     n_new_good: int = 0
     n_new_good_optimal: int = 0
@@ -161,13 +169,15 @@ class CurveRecorder:
         is_hit = self._world.tastes.is_hit
         for slot, (number, item) in enumerate(zip(numbers, shown, strict=True)):
             now.shown[number] = now.shown.get(number, 0) + 1
+            now.n_unproven += self._n_clicks.get(number, 0) < PROVEN_CLICKS
             if item.reason in _EXPLORED:
                 now.n_explored += 1
                 now.n_explored_clicked += slot in clicked
+                now.n_discovery += item.reason == "discovery"
+            if slot in clicked:
+                self._count_click(number, visit.elapsed_ms)
             if number >= self._n_live and is_hit(number):
                 now.n_new_good += 1
-                if slot in clicked:
-                    self._count_click(number, visit.elapsed_ms)
         for number in best:
             now.n_new_good_optimal += number >= self._n_live and is_hit(number)
         self._n += 1
@@ -187,7 +197,7 @@ class CurveRecorder:
 
     def _count_click(self, number: int, elapsed_ms: int) -> None:
         self._n_clicks[number] = self._n_clicks.get(number, 0) + 1
-        if self._n_clicks[number] == FOUND_CLICKS:
+        if self._n_clicks[number] == FOUND_CLICKS and number >= self._n_live and self._world.tastes.is_hit(number):
             self._found_ms[number] = elapsed_ms
 
     def _close(self, elapsed_ms: int) -> None:
@@ -218,6 +228,8 @@ class CurveRecorder:
                 len(now.shown) / n_there,
                 now.n_explored_clicked / now.n_explored if now.n_explored else np.nan,
                 now.n_explored / slots,
+                now.n_discovery / slots,
+                now.n_unproven / slots,
                 now.n_new_good / slots,
                 now.n_new_good_optimal / slots,
                 float(np.median(took_ms)) / 86_400_000.0 if took_ms else np.nan,

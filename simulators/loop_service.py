@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 
+from bandit.explorer import ExplorerSpec
 from bandit.learner import Learner
 from retrieval.catalogue import Catalogue
 from retrieval.items import Item
@@ -21,7 +22,7 @@ from service.adapters.memory_streams import MemoryStore
 from service.adapters.parquet_archive import ParquetArchive
 from service.archive import Archiver
 from service.catalogue_writer import CatalogueWriter
-from service.config import Config
+from service.config import Config, explorer_of
 from service.count_items import ItemCounting
 from service.due import is_due
 from service.feedback import Feedback
@@ -29,21 +30,29 @@ from service.follow import Follower
 from service.impressions import ImpressionWriter
 from service.items_view import ItemsView
 from service.learn import LearnerLoop
+from service.learn_explorer import ExplorerLoop
 from service.live_config import LiveConfig
 from service.messages import Checkpoint, Heartbeat, ModelSnapshot, encode
 from service.metrics import Metrics
 from service.recommend import Recommender
 from service.retriever import Retriever
 from service.rule_columns import AttributeColumns, attribute_kinds
+from service.served_explorer import ServedExplorer
 from service.served_model import ServedModel
 from service.spool import Spool
 from service.wire import EventBody, RecommendRequest, RecommendResponse
-from simulators.loop_config import MODEL
+from simulators.loop_config import MODEL, SURFACE, Training
+from simulators.loop_vectors import Click, LoopVectors
 
 _RANKING_MS = 500
 _TRIM_MS = 60_000
 # What an archiver reads in one step.
 _ARCHIVER_BATCH = 1_000
+
+
+async def _passes(spec: ExplorerSpec, model_bytes: bytes) -> bool:
+    """Let an explorer be published untried: the one worker that there is loads it at once, in this very process."""
+    return True
 
 
 class LoopService:
@@ -53,9 +62,11 @@ class LoopService:
         config: as a real service reads it.
         salt: of randomness and user keys.
         start_ms: unix milliseconds at which simulated time begins.
-        spool_folder: where the spool's file is.
+        spool_folder: where the spool's file is; trained vectors are kept beside it.
         archive_folder: where the log is written as the production archive; None for nowhere.
         frozen: model to serve without learning; None learns from nothing.
+        training: of item vectors; None for a service without.
+        before: clicks of the time before, for the first training.
     """
 
     def __init__(
@@ -67,6 +78,8 @@ class LoopService:
         spool_folder: Path,
         archive_folder: Path | None,
         frozen: ModelSnapshot | None,
+        training: Training | None = None,
+        before: Iterable[Click] = (),
     ) -> None:
         self.now_ms = start_ms
         self._config = config
@@ -77,6 +90,8 @@ class LoopService:
         self._models = MemoryModelStore(store)
         self.items = ItemsView(config.features, Retriever(Catalogue(), None), AttributeColumns(attribute_kinds(config)))
         self._served = ServedModel(MODEL, config.model_spec(MODEL), metrics)
+        explorer = explorer_of(config.surfaces[SURFACE])
+        explorers = {explorer: ServedExplorer(explorer, config.explorer_spec(explorer), metrics)} if explorer else {}
         self._frozen = frozen
         live = LiveConfig(config)
         self._spool = Spool(
@@ -86,7 +101,7 @@ class LoopService:
             live=live,
             items=self.items,
             models={MODEL: self._served},
-            explorers={},
+            explorers=explorers,
             users=users,
             journal=self._journal,
             spool=self._spool,
@@ -109,8 +124,25 @@ class LoopService:
         )
         self._writer = CatalogueWriter(schema=config.features, log=log, users=users, clock=self._clock)
         self._follower = Follower(
-            log=log, models=self._models, items=self.items, served={MODEL: self._served}, live=live, metrics=metrics
+            log=log,
+            models=self._models,
+            items=self.items,
+            served={MODEL: self._served, **explorers},
+            live=live,
+            metrics=metrics,
         )
+        self._explorer_learner: ExplorerLoop | None = None
+        if explorer:
+            self._explorer_learner = ExplorerLoop(
+                config=config,
+                model=explorer,
+                journal=self._journal,
+                models=self._models,
+                users=users,
+                metrics=metrics,
+                clock=self._clock,
+                check=_passes,
+            )
         self._learner = LearnerLoop(
             config=config,
             model=MODEL,
@@ -131,7 +163,18 @@ class LoopService:
                 metrics=metrics,
                 clock=self._clock,
             )
-        self._n_written = self._n_learned = self._n_archived = 0
+        self._vectors: LoopVectors | None = None
+        if training is not None:
+            self._vectors = LoopVectors(
+                training,
+                before=before,
+                folder=spool_folder.with_name("index"),
+                items=self.items,
+                metrics=metrics,
+                clock=self._clock,
+                again=frozen is None,
+            )
+        self._n_written = self._n_learned = self._n_explorer_learned = self._n_archived = 0
         self._ranked: tuple[str, ...] = ()
         self._ranked_at_ms = self._trimmed_at_ms = start_ms
 
@@ -142,6 +185,8 @@ class LoopService:
         """Start learner, follower and spool."""
         if self._frozen is None:
             await self._learner.start()
+            if self._explorer_learner is not None:
+                await self._explorer_learner.start()
         else:
             self._served.serve(self._served.build(self._frozen))
         self._spool.start()
@@ -158,6 +203,11 @@ class LoopService:
             await self._writer.delete_item(item_id)
         await self._follower.apply_waiting()
 
+    async def train(self) -> None:
+        """Train the first vectors, of the items that are there."""
+        if self._vectors is not None:
+            await self._vectors.train()
+
     async def recommend(self, request: RecommendRequest, *, event_id: str) -> RecommendResponse:
         """Answer a request under an id of the simulation's."""
         self._event_id = event_id
@@ -170,6 +220,8 @@ class LoopService:
         await self._ship()
         if events:
             self._n_written += (await self._feedback.accept(events)).accepted
+            if self._vectors is not None:
+                self._vectors.note(events)
 
     async def turn(self) -> None:
         """Let everything that runs beside requests do what there is to do now."""
@@ -177,11 +229,15 @@ class LoopService:
         if self._frozen is None:
             while self._n_learned < self._n_written:
                 self._n_learned += await self._learner.step()
+            while self._explorer_learner is not None and self._n_explorer_learned < self._n_written:
+                self._n_explorer_learned += await self._explorer_learner.step()
             await self._follower.apply_waiting()
         if self._archiver is not None:
             while self._n_written - self._n_archived >= _ARCHIVER_BATCH:
                 await self._archiver.step()
                 self._n_archived += _ARCHIVER_BATCH
+        if self._vectors is not None:
+            await self._vectors.train_if_due()
         self._rank()
         if self._archiver is None and is_due(self.now_ms, since_ms=self._trimmed_at_ms, every_ms=_TRIM_MS):
             self._trimmed_at_ms = self.now_ms

@@ -20,13 +20,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bandit.exploration import Exploration
+from bandit.explorer import parse_explorer_arguments
 from service.logs import configure_logs
 from simulators.closed_loop import OnProgress, run_loop
 from simulators.datasets.fetch import FetchError
 from simulators.http_loop import run_over_http
 from simulators.loop_config import ServiceSettings, build_config, config_text
 from simulators.loop_curve import LoopRun
-from simulators.worlds.named import QUICK_SETTINGS, WORLDS
+from simulators.worlds.named import QUICK_SETTINGS, TRAINED_SETTINGS, WORLDS
 from simulators.worlds.world import WorldSpec
 
 simulate = typer.Typer(
@@ -42,6 +43,8 @@ _COLUMNS = {
     "skip_rate": "skips",
     "coverage": "coverage",
     "explored_share": "explored",
+    "discovery_share": "discovery",
+    "unproven_share": "unproven",
     "discovery_hit_rate": "hit rate",
     "new_good_share": "new good",
     "found_share": "found",
@@ -65,6 +68,7 @@ class PolicyKind(StrEnum):
     EPSILON = "epsilon"
     SOFTMAX = "softmax"
     SQUARECB = "squarecb"
+    VW = "vw"
 
 
 @simulate.callback(epilog="Example: hone simulate --world churning --decisions 5000 --rate 0.1 --out var/simulated")
@@ -78,7 +82,15 @@ def simulate_command(
     temperature: Annotated[float | None, typer.Option(help="Of epsilon's and softmax's softmax.")] = None,
     uniform_share: Annotated[float | None, typer.Option(help="Share of the uniform floor.")] = None,
     gamma: Annotated[float | None, typer.Option(help="Of squarecb.")] = None,
+    vw: Annotated[str, typer.Option(help="VW's arguments of vw, such as --cb_explore_adf --bag 5.")] = "",
+    vw_learning_rate: Annotated[float, typer.Option(help="Of that explorer's own model.")] = 0.5,
     discovery_share: Annotated[float, typer.Option(help="Share of the slots reserved for discovery.")] = 0.0,
+    vectors: Annotated[
+        bool | None,
+        typer.Option(
+            "--vectors/--no-vectors", help="Train item vectors on clicks. [default: with a --discovery-share]"
+        ),
+    ] = None,
     candidates: Annotated[int, typer.Option(help="Candidates of a request; 0 takes all items, 200 at the most.")] = 0,
     learning_rate: Annotated[float, typer.Option(help="Of the simulated service's model.")] = 0.05,
     power_t: Annotated[
@@ -107,7 +119,7 @@ def simulate_command(
     if url and out is not None:
         raise typer.BadParameter("a running service keeps its own log: use --out without --url")
     given = {"rate": rate, "shortlist": shortlist, "temperature": temperature, "uniform_share": uniform_share}
-    policy = _policy(exploration, {**given, "gamma": gamma})
+    policy = _policy(exploration, {**given, "gamma": gamma}, vw=vw)
     spec = WORLDS[world.value]()
     try:
         with _progress(decisions) as move:
@@ -127,12 +139,16 @@ def simulate_command(
                 )
             else:
                 n_candidates = candidates or min(spec.churn.n_live, _MAX_CANDIDATES)
+                has_vectors = discovery_share > 0.0 if vectors is None else vectors
+                usual = TRAINED_SETTINGS if has_vectors else QUICK_SETTINGS
                 settings = replace(
-                    QUICK_SETTINGS,
+                    usual,
                     n_candidates=n_candidates,
                     learning_rate=learning_rate,
                     power_t=power_t,
                     baseline=baseline,
+                    explorer=vw,
+                    explorer_learning_rate=vw_learning_rate,
                 )
                 run = _in_process(
                     spec,
@@ -148,7 +164,7 @@ def simulate_command(
     except FetchError as error:
         typer.echo(f"hone: {error}", err=True)
         raise typer.Exit(1) from error
-    figures = {"world": world.value, "seed": seed, "decisions": decisions, **_service(url, policy), **run.figures()}
+    figures = {"world": world.value, "seed": seed, "decisions": decisions, **_service(url, policy, vw), **run.figures()}
     if out is not None:
         (out / "simulation.json").write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2) + b"\n")
     if as_json:
@@ -157,9 +173,17 @@ def simulate_command(
         _show(run)
 
 
-def _policy(kind: PolicyKind, given: dict[str, Any]) -> Exploration:
+def _policy(kind: PolicyKind, given: dict[str, Any], *, vw: str) -> Exploration:
     """Return the policy; a parameter that it does not have is an error of usage."""
+    if (kind is PolicyKind.VW) != bool(vw):
+        raise typer.BadParameter("--exploration vw and --vw ARGUMENTS go together")
     fields = {name: value for name, value in given.items() if value is not None}
+    if vw:
+        fields["model"] = "explorer"
+        try:
+            parse_explorer_arguments(vw)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
     try:
         policy: Exploration = msgspec.convert({"kind": kind.value, **fields}, Exploration)
         return policy
@@ -205,8 +229,10 @@ def _in_process(
         )
 
 
-def _service(url: str, policy: Exploration) -> dict[str, Any]:
-    return {"url": url} if url else {"exploration": msgspec.to_builtins(policy)}
+def _service(url: str, policy: Exploration, vw: str) -> dict[str, Any]:
+    if url:
+        return {"url": url}
+    return {"exploration": msgspec.to_builtins(policy), **({"explorer": vw} if vw else {})}
 
 
 def _show(run: LoopRun) -> None:

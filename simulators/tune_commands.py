@@ -4,49 +4,43 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import msgspec
 import orjson
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from bandit.exploration import Epsilon
+from service.bootstrap import wall_clock_ms
 from service.cli.configuration import on_config_writer
 from service.cli.offline import AsJson, progress_bar
 from service.cli.settings import settings_of
 from service.config import Config, SurfaceConfig
 from service.config_writer import ConfigWriter
-from service.inspect_features import archive_folder
 from service.retrain_figures import reward_range
 from simulators.tune.apply import apply_choice, command_for
 from simulators.tune.candidates import Candidate, Grid, Kind, discovery_share_of, expand
 from simulators.tune.curves import Plan, quieten, worker_pool
 from simulators.tune.judge import Limits
-from simulators.tune.live import (
-    REASON,
-    RateChange,
-    RateEvidence,
-    Terms,
-    began_at,
-    choose_rate,
-    n_changes,
-    read_branches,
-    settled_until,
-    weigh,
-)
+from simulators.tune.live import RateChange, RateEvidence, Terms
 from simulators.tune.log_values import archived, archived_skips
 from simulators.tune.sample import Sample, make_sample
 from simulators.tune.study import Study, study
-from simulators.worlds.named import WORLDS
+from simulators.tune.watch import Look, LookJournal, StopSignal, journal_path, look, seen, watch
+from simulators.worlds.named import QUICK_SETTINGS, TRAINED_SETTINGS, WORLDS
 
 tune = typer.Typer(invoke_without_command=True, help="Choose how a surface explores, from its log and from simulation.")
 
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _EXIT = {"better": 0, "worse": 1, "cannot tell": 1}
 
 
@@ -66,6 +60,9 @@ def tune_command(
     gammas: Annotated[str, typer.Option(help="Of squarecb.")] = "100",
     shortlists: Annotated[str, typer.Option(help="Sizes of the shortlist. [default: as it is]")] = "",
     discovery: Annotated[str, typer.Option(help="Shares of slots for discovery. [default: as it is]")] = "",
+    vw: Annotated[
+        list[str] | None, typer.Option(help='An explorer of VW, "--cb_explore_adf --bag 5"; repeat it.')
+    ] = None,
     world: Annotated[str, typer.Option(help="Simulated: churning, clustered, synthetic or movielens.")] = "churning",
     search: Annotated[str, typer.Option(help="`grid`, or `halving` for many candidates.")] = "grid",
     seeds: Annotated[int, typer.Option(min=2, help="Simulated runs of each candidate.")] = 10,
@@ -78,6 +75,7 @@ def tune_command(
     report: Annotated[Path | None, typer.Option(help="HTML file to write.")] = Path("tune.html"),
     apply: Annotated[bool, typer.Option("--apply", help="Set what is recommended, if it is better.")] = False,
     live: Annotated[bool, typer.Option("--live", help="Set the rate from the live log alone, once.")] = False,
+    every: Annotated[str, typer.Option(help="With --live: keep looking, such as every 15m, until stopped.")] = "",
     bounds: Annotated[str, typer.Option(help="Of --live: lowest and highest rate.")] = "0.02,0.2",
     as_json: AsJson = False,
 ) -> None:
@@ -87,22 +85,26 @@ def tune_command(
     simulated first and kept in the data folder. The exit code is 0 for "better" or a change made, 1 for "worse" and
     "cannot tell", 2 for options that cannot be used.
 
-    With --live the rate is set, within --bounds, to the highest that is shown to give up at most --budget.
+    With --live the rate is set, within --bounds, to the highest that is shown to give up at most --budget; with
+    --every, again and again, until SIGINT or SIGTERM.
     """
     config = settings_of(context).load()
     declared = config.surfaces.get(surface)
     if declared is None:
         _usage(f"--surface must be one of {sorted(config.surfaces)}, got {surface!r}")
     if live:
-        tune_live(config, surface, _terms(budget, bounds, confidence), as_json=as_json)
+        every_s = _seconds("--every", every) if every else None
+        tune_live(config, surface, _terms(budget, bounds, confidence), as_json=as_json, every_s=every_s)
         return
+    if every:
+        _usage("--every goes with --live")
     if report is not None and not report.absolute().parent.is_dir():
         _usage(f"--report: folder {report.absolute().parent} does not exist")
     if world not in WORLDS:
         _usage(f"--world must be one of {sorted(WORLDS)}, got {world!r}")
     if search not in ("grid", "halving"):
         _usage(f"--search must be grid or halving, got {search!r}")
-    grid = _grid(kinds, rates, temperatures, gammas, shortlists, discovery)
+    grid = replace(_grid(kinds, rates, temperatures, gammas, shortlists, discovery), explorers=vw or [])
     quieten()
     found = _study(
         config,
@@ -154,8 +156,11 @@ def _study(
         last = decisions[-1].decision
         incumbent = Candidate(last.exploration, discovery_share_of(last.rules))
     candidates = expand(grid, incumbent)
+    # All alike, so that they differ by what they do alone.
+    settings = TRAINED_SETTINGS if any(one.discovery_share for one in candidates) else QUICK_SETTINGS
+    plan = replace(plan, settings=settings)
     with worker_pool(jobs) as pool, _steps() as say:
-        wanted = Sample(plan.world, incumbent, n_logged=n_sample)
+        wanted = Sample(plan.world, incumbent, n_logged=n_sample, settings=settings)
         sample = make_sample(wanted, config.data_path / "tune", progress=say("Simulating a log"))
         return study(
             candidates,
@@ -170,36 +175,48 @@ def _study(
         )
 
 
-def tune_live(config: Config, surface: str, terms: Terms, *, as_json: bool) -> None:
-    """Look once; set the rate when the log says so."""
+def tune_live(config: Config, surface: str, terms: Terms, *, as_json: bool, every_s: float | None = None) -> None:
+    """Set the rate when the log says so: look once, or every so many seconds until stopped."""
 
-    async def look(writer: ConfigWriter) -> tuple[RateEvidence, RateChange]:
-        history = await writer.history()
-        now = (await writer.effective()).current.config.surfaces[surface]
-        if not isinstance(now.exploration, Epsilon):
-            raise ValueError(
-                f"surface {surface!r} must explore by epsilon for its rate to be set, got {now.exploration}"
-            )
-        rate, folder = now.exploration.rate, archive_folder(config)
-        until_ms = settled_until(folder, n_partitions=config.store.partitions, surface=now)
-        slots = read_branches(folder, surface, rate=rate, from_ms=began_at(history, surface), until_ms=until_ms)
-        confidence = terms.of_change(n_changes(history, surface))
-        found = weigh(slots, rate=rate, rewards_in=reward_range([now]), confidence=confidence)
-        change = choose_rate(found, terms)
-        if change.changes:
-            key = f"surfaces.{surface}.exploration.rate"
-            await writer.put(key, change.rate, author=getpass.getuser(), reason=f"{REASON}: {change.reason}")
-        return found, change
+    def take(at_ms: int) -> tuple[RateEvidence, RateChange, Look]:
+        author = getpass.getuser()
+        call = partial(look, config=config, surface=surface, terms=terms, author=author)
+        found, change, confidence = on_config_writer(config, call)
+        return found, change, seen(found, change, surface=surface, terms=terms, confidence=confidence, at_ms=at_ms)
 
-    found, change = on_config_writer(config, look)
+    def tell(taken: Look) -> None:
+        typer.echo(msgspec.json.encode(taken).decode() if as_json else _told(taken))
+
+    config.data_path.mkdir(parents=True, exist_ok=True)
+    with LookJournal(journal_path(config, surface), under=config.data_path) as journal:
+        if every_s is not None:
+            with StopSignal() as stop:
+                watch(
+                    lambda at_ms: take(at_ms)[2],
+                    journal,
+                    surface=surface,
+                    terms=terms,
+                    every_s=every_s,
+                    clock=wall_clock_ms,
+                    wait=stop.wait,
+                    tell=tell,
+                )
+            return
+        found, change, taken = take(wall_clock_ms())
+        journal.append(taken)
     if as_json:
         figures = {"change": asdict(change), "evidence": asdict(found)}
         typer.echo(orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode())
-    elif change.changes:
-        typer.echo(f"{surface}: rate {found.rate:g} -> {change.rate:g}: {change.reason}")
     else:
-        typer.echo(f"{surface}: {change.word}: rate {found.rate:g} stays: {change.reason}")
+        typer.echo(_told(taken))
     raise typer.Exit(1 if change.word == "cannot tell" else 0)
+
+
+def _told(taken: Look) -> str:
+    if taken.set_rate is not None:
+        return f"{taken.surface}: rate {taken.rate:g} -> {taken.set_rate:g}: {taken.reason}"
+    stays = "" if taken.rate is None else f"rate {taken.rate:g} stays: "
+    return f"{taken.surface}: {taken.word}: {stays}{taken.reason}"
 
 
 def _apply(config: Config, surface: str, found: Study) -> None:
@@ -284,6 +301,13 @@ def _number(option: str, text: str) -> float:
         return float(text)
     except ValueError:
         _usage(f"{option} must be numbers separated by commas, got {text!r}")
+
+
+def _seconds(option: str, text: str) -> float:
+    found = _DURATION.fullmatch(text)
+    if found is None or (seconds := float(found[1]) * _UNITS_S[found[2]]) < 1.0:
+        _usage(f"{option} must be a time from 1s on such as 90s, 15m or 2h, got {text!r}")
+    return seconds
 
 
 def _parts(text: str) -> Sequence[str]:

@@ -10,10 +10,13 @@ from typing import Any, Literal
 import msgspec
 
 from bandit.exploration import Epsilon, Exploration, Greedy, Softmax, SquareCB, VwExplorer
+from bandit.explorer import parse_explorer_arguments
 from bandit.rules import Discovery, Rule
 
 Kind = Literal["epsilon", "softmax", "squarecb"]
 
+# What simulated services call their explorer; a name on a report needs none.
+_EXPLORER = "explorer"
 _SHORT = {"uniform_share": "uniform", "temperature": "t", "shortlist": "top"}
 
 
@@ -24,10 +27,12 @@ class Candidate:
     Attributes:
         exploration: The policy of a slot.
         discovery_share: Share of the slots that is reserved for discovery.
+        explorer: VW's arguments of the explorer that `exploration` asks, for simulated services; empty without one.
     """
 
     exploration: Exploration
     discovery_share: float = 0.0
+    explorer: str = ""
 
     @property
     def rate(self) -> float | None:
@@ -40,12 +45,18 @@ class Candidate:
 
         >>> Candidate(Epsilon(rate=0.2, shortlist=20), 0.1).name
         'epsilon 0.2, top 20, discovery 0.1'
+        >>> vw_candidate("--cb_explore_adf --bag 5").name
+        'vw --bag 5'
         """
         tree: dict[str, Any] = msgspec.to_builtins(self.exploration)
         kind = tree.pop("kind")
         main = {"epsilon": "rate", "squarecb": "gamma"}.get(kind, "")
         head = f"{kind} {tree.pop(main):g}" if main else kind
-        usual = msgspec.to_builtins(type(self.exploration)()) if not isinstance(self.exploration, VwExplorer) else {}
+        if isinstance(self.exploration, VwExplorer):
+            usual = msgspec.to_builtins(VwExplorer(model=_EXPLORER))
+            head = " ".join(["vw", *(part for part in self.explorer.split() if part != "--cb_explore_adf")])
+        else:
+            usual = msgspec.to_builtins(type(self.exploration)())
         rest = [f"{_SHORT.get(key, key)} {value}" for key, value in tree.items() if value != usual.get(key)]
         share = [f"discovery {self.discovery_share:g}"] if self.discovery_share else []
         return ", ".join([head, *rest, *share])
@@ -75,6 +86,7 @@ class Grid:
         gammas: Of `squarecb`.
         shortlists: Of all.
         discovery_shares: Of all.
+        explorers: VW's arguments of its explorers, each tried as a kind of its own.
     """
 
     kinds: Sequence[Kind] = ("epsilon", "softmax", "squarecb")
@@ -83,6 +95,7 @@ class Grid:
     gammas: Sequence[float] = (100.0,)
     shortlists: Sequence[int] = ()
     discovery_shares: Sequence[float] = ()
+    explorers: Sequence[str] = ()
 
 
 def discovery_share_of(rules: Sequence[Rule]) -> float:
@@ -95,7 +108,7 @@ def expand(grid: Grid, incumbent: Candidate) -> list[Candidate]:
     """Return the incumbent, then every combination of the grid that differs from it.
 
     Raises:
-        ValueError: a value is out of its range, or the incumbent is a VW explorer, whose model no simulation here has.
+        ValueError: a value is out of its range, or the incumbent is a VW explorer, of which no sample log can be made.
     """
     if isinstance(incumbent.exploration, VwExplorer):
         raise ValueError("a surface that explores with a VW model cannot be tuned; compare it with `hone replay`")
@@ -106,7 +119,25 @@ def expand(grid: Grid, incumbent: Candidate) -> list[Candidate]:
         for exploration in _explorations(kind, grid, incumbent.exploration)
         for share in shares
     ]
+    found += [
+        vw_candidate(arguments, shortlist=shortlist, discovery_share=share)
+        for arguments in grid.explorers
+        for shortlist in grid.shortlists or (None,)
+        for share in shares
+    ]
     return list(dict.fromkeys([incumbent, *found]))
+
+
+def vw_candidate(arguments: str, *, shortlist: int | None = None, discovery_share: float = 0.0) -> Candidate:
+    """Return one of VW's explorers as a candidate.
+
+    Raises:
+        ValueError: the arguments are not an explorer's, or the shortlist is longer than one may be.
+    """
+    exploration = VwExplorer(model=_EXPLORER)
+    if shortlist is not None:
+        exploration = msgspec.structs.replace(exploration, shortlist=shortlist)
+    return Candidate(exploration, discovery_share, " ".join(parse_explorer_arguments(arguments)))
 
 
 def _explorations(kind: Kind, grid: Grid, now: Exploration) -> Iterator[Exploration]:

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from typing import Literal
 
@@ -19,6 +19,7 @@ import structlog
 
 from bandit.support import Float64Array
 from simulators.closed_loop import run_loop
+from simulators.loop_config import ServiceSettings
 from simulators.loop_curve import LoopRun
 from simulators.tune.candidates import Candidate
 from simulators.worlds.named import QUICK_SETTINGS
@@ -27,7 +28,16 @@ from simulators.worlds.world import WorldSpec
 Progress = Callable[[int, int], None]
 
 # What a run is summed up in: name, curve, and whether more of it is better. Means over the whole run.
-MEASURES = ("value", "skip_rate", "coverage", "discovery_hit_rate", "new_good_share", "entropy")
+MEASURES = (
+    "value",
+    "skip_rate",
+    "coverage",
+    "discovery_hit_rate",
+    "discovery_share",
+    "unproven_share",
+    "new_good_share",
+    "entropy",
+)
 # Of these the last checkpoint counts.
 AT_THE_END = ("regret", "days_to_find", "found_share")
 _N_CHECKPOINTS = 10
@@ -43,12 +53,14 @@ class Plan:
         seeds: One run each.
         search: `grid` gives every candidate every seed; `halving` drops the worse half as seeds are added, never the
             incumbent.
+        settings: Of the simulated service, apart from the candidate.
     """
 
     world: WorldSpec
     n_decisions: int
     seeds: Sequence[int]
     search: Literal["grid", "halving"] = "grid"
+    settings: ServiceSettings = QUICK_SETTINGS
 
     @property
     def every(self) -> int:
@@ -121,7 +133,13 @@ class _Search:
         plan = self.plan
         waiting = {
             self.pool.submit(
-                run_candidate, plan.world, one, n_decisions=plan.n_decisions, seed=seed, every=plan.every
+                run_candidate,
+                plan.world,
+                one,
+                n_decisions=plan.n_decisions,
+                seed=seed,
+                every=plan.every,
+                settings=plan.settings,
             ): (one, seed)
             for seed in seeds
             for one in candidates
@@ -154,7 +172,9 @@ def simulate(
     return Curves(ordered, plan.n_decisions)
 
 
-def run_candidate(world: WorldSpec, candidate: Candidate, *, n_decisions: int, seed: int, every: int) -> LoopRun:
+def run_candidate(
+    world: WorldSpec, candidate: Candidate, *, n_decisions: int, seed: int, every: int, settings: ServiceSettings
+) -> LoopRun:
     """Run one candidate once."""
     return run_loop(
         world,
@@ -163,7 +183,7 @@ def run_candidate(world: WorldSpec, candidate: Candidate, *, n_decisions: int, s
         n_decisions=n_decisions,
         seed=seed,
         every=every,
-        settings=QUICK_SETTINGS,
+        settings=replace(settings, explorer=candidate.explorer),
     )
 
 

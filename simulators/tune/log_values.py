@@ -15,6 +15,7 @@ import numpy as np
 
 from bandit.confidence_sequence import ConfidenceSequence
 from bandit.estimators import ActionRows, Estimate, clipped_ips, ips
+from bandit.exploration import VwExplorer
 from bandit.intervals import Interval, cluster_sums
 from bandit.slate import ActionSet
 from bandit.slate_estimators import SlateRows, one_slot_deviation, rips
@@ -34,6 +35,8 @@ CLIPS = (10.0, 20.0, 50.0, float("inf"))
 SKIPS = frozenset({"skip", "dislike"})
 # What is shown first: of slates, and of single actions.
 _MAIN = ("sn_rips", "snips")
+
+NO_WORD = "what an explorer of VW would have done goes by a model that the log lacks; see hone replay --vw"
 
 Progress = Callable[[int, int], None]
 SlotKey = tuple[str, int]
@@ -234,6 +237,11 @@ class _Columns:
                 self.rewards[row, slot] = joined.rewards[slot]
                 self.skips[row, slot] = (decision.event_id, slot) in skips
         for one in self.candidates:
+            if isinstance(one.exploration, VwExplorer):
+                # Weighed as logged, so that what is refused is at least no number of its own.
+                self.targets[one][row, :n] = self.propensities[row, :n]
+                self.unsupported.setdefault(one, NO_WORD)
+                continue
             target = TargetPolicy(exploration=one.exploration, rules=one.rules_from(decision.rules))
             found = build_counterfactual(decision, target)
             self.targets[one][row, :n] = found.target

@@ -176,7 +176,7 @@ def plot_errors(study: Study) -> Figure:
     """Draw the relative error of each estimator against the true value."""
     plot = Figure()
     tints = colours(study)
-    for one in study.candidates:
+    for one in study.truth:
         errors = study.relative_errors(one)
         plot.add_trace(Bar(x=list(errors), y=list(errors.values()), name=one.name, marker_color=tints[one]))
     plot.update_yaxes(title_text="|estimate - truth| / truth", tickformat=".1%")

@@ -220,12 +220,12 @@ def _front(study: Study) -> Iterable[str]:
 def _errors(study: Study) -> Iterable[str]:
     yield _how(
         f"On the simulated log ({study.sample.n:,} decisions) the true value of every candidate is known: the same "
-        "visits, served by the same frozen model under the candidate. Relative error of each estimator that was not "
-        "refused; one_slot is off by what slots do to each other."
+        "visits, served by the same frozen model under the candidate (explorers of VW learn on, and have none). "
+        "Relative error of each estimator that was not refused; one_slot is off by what slots do to each other."
     )
     names = [line.name for line in study.sample.values[study.candidates[0]].panel]
     rows = []
-    for one in study.candidates:
+    for one in study.truth:
         errors = study.relative_errors(one)
         cells = [f"{errors[name]:.2%}" if name in errors else "" for name in names]
         rows.append((one, [one.name, f"{study.truth[one]:.4f}", *cells]))

@@ -15,19 +15,20 @@ from shutil import rmtree
 
 import msgspec
 
+from bandit.exploration import VwExplorer
 from service.config import Config
 from service.durable_files import sync_folder
 from service.messages import ModelSnapshot, encode
 from service.training_rows import JoinedDecision
 from simulators.closed_loop import learn_model, run_loop
-from simulators.loop_config import MODEL, SURFACE, build_config
+from simulators.loop_config import MODEL, SURFACE, ServiceSettings, build_config
 from simulators.tune.candidates import Candidate
 from simulators.tune.log_values import SlotKey, archived, archived_skips
 from simulators.worlds.named import QUICK_SETTINGS
 from simulators.worlds.world import WorldSpec
 
 # A change of what is simulated makes another sample; so does this number.
-_VERSION = 1
+_VERSION = 2
 
 Progress = Callable[[int, int], None]
 
@@ -42,6 +43,7 @@ class Sample:
         n_learned: Decisions that the model learned from.
         n_logged: Decisions of the log.
         seed: Of the log's visits; the model learned from others of the same users.
+        settings: Of the service, apart from the policy.
     """
 
     world: WorldSpec
@@ -49,11 +51,12 @@ class Sample:
     n_learned: int = 2_000
     n_logged: int = 3_000
     seed: int = 7
+    settings: ServiceSettings = QUICK_SETTINGS
 
     @property
     def key(self) -> str:
         """Return 12 hexadecimal digits of all of it."""
-        return blake2b(f"{_VERSION} {QUICK_SETTINGS!r} {self!r}".encode(), digest_size=6).hexdigest()
+        return blake2b(f"{_VERSION} {self!r}".encode(), digest_size=6).hexdigest()
 
     @property
     def fixed_world(self) -> WorldSpec:
@@ -83,7 +86,7 @@ class SampleLog:
             self.sample.fixed_world,
             exploration=logging.exploration,
             discovery_share=logging.discovery_share,
-            settings=QUICK_SETTINGS,
+            settings=self.sample.settings,
         )
 
 
@@ -104,7 +107,8 @@ def make_sample(sample: Sample, folder: Path, *, progress: Progress | None = Non
             exploration=sample.logging.exploration,
             n_decisions=sample.n_learned,
             seed=sample.seed + 1,
-            settings=QUICK_SETTINGS,
+            discovery_share=sample.logging.discovery_share,
+            settings=sample.settings,
         )
         run_loop(
             sample.fixed_world,
@@ -112,7 +116,7 @@ def make_sample(sample: Sample, folder: Path, *, progress: Progress | None = Non
             discovery_share=sample.logging.discovery_share,
             n_decisions=sample.n_logged,
             seed=sample.seed,
-            settings=QUICK_SETTINGS,
+            settings=sample.settings,
             frozen=model,
             archive_folder=partial / "archive",
             on_progress=None if progress is None else lambda done: progress(done, sample.n_logged),
@@ -133,7 +137,11 @@ def sample_decisions(log: SampleLog) -> tuple[list[JoinedDecision], set[SlotKey]
 def true_values(
     log: SampleLog, candidates: Sequence[Candidate], *, pool: Executor, progress: Progress | None = None
 ) -> Mapping[Candidate, float]:
-    """Return the exact mean reward of a slot under each candidate, with the logged model on the logged visits."""
+    """Return the exact mean reward of a slot under each candidate, with the logged model on the logged visits.
+
+    An explorer of VW has none: it explores by what it learns meanwhile.
+    """
+    candidates = [one for one in candidates if not isinstance(one.exploration, VwExplorer)]
     waiting = {pool.submit(true_value, log, one): one for one in candidates}
     found = {}
     for future in as_completed(waiting):
@@ -151,7 +159,7 @@ def true_value(log: SampleLog, candidate: Candidate) -> float:
         discovery_share=candidate.discovery_share,
         n_decisions=log.sample.n_logged,
         seed=log.sample.seed,
-        settings=QUICK_SETTINGS,
+        settings=log.sample.settings,
         frozen=log.model,
     )
     return run.mean("value")

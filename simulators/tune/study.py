@@ -289,7 +289,8 @@ def _finite_mean(figures: np.ndarray[Any, np.dtype[np.float64]]) -> float | None
 
 
 def _described(one: Candidate) -> dict[str, Any]:
-    return {"exploration": msgspec.to_builtins(one.exploration), "discovery_share": one.discovery_share}
+    described = {"exploration": msgspec.to_builtins(one.exploration), "discovery_share": one.discovery_share}
+    return {**described, "explorer": one.explorer} if one.explorer else described
 
 
 def _log_figures(log: LogPart) -> dict[str, Any]:

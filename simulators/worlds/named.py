@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from simulators.datasets.fetch import cache_folder
-from simulators.loop_config import ServiceSettings
+from simulators.loop_config import ServiceSettings, Training
 from simulators.worlds.churn import Churn
 from simulators.worlds.clicks import DependentClick
 from simulators.worlds.delays import ClickDelay
@@ -20,6 +21,8 @@ from simulators.worlds.world import WorldSpec
 _CROWD = Crowd(n_users=1_000, gap_s=200.0)
 _DELAY = ClickDelay(median_s=3.0)
 QUICK_SETTINGS = ServiceSettings(learning_rate=0.05, negative_window_s=20.0, window_s=120.0)
+# With vectors some items are better known than others, so that there is something to discover.
+TRAINED_SETTINGS = replace(QUICK_SETTINGS, training=Training())
 
 
 def clustered_world() -> WorldSpec:

@@ -10,17 +10,23 @@ import pytest
 from playwright.sync_api import BrowserContext, sync_playwright
 
 from bandit.exploration import Epsilon, Softmax
-from simulators.tune.candidates import Candidate
+from simulators.tune.candidates import Candidate, vw_candidate
 from simulators.tune.curves import Plan
 from simulators.tune.judge import Limits
 from simulators.tune.report import write_report
 from simulators.tune.sample import Sample, make_sample
 from simulators.tune.study import Study, study
-from simulators.worlds.named import churning_world
+from simulators.worlds.named import TRAINED_SETTINGS, churning_world
 from tests.e2e.test_demo_page import ARGUMENTS, CHROMIUM
 
 N_PLOTS = 7
-CANDIDATES = [Candidate(Epsilon(rate=rate)) for rate in (0.1, 0.0, 0.2)] + [Candidate(Softmax())]
+CANDIDATES = [
+    *(Candidate(Epsilon(rate=rate)) for rate in (0.1, 0.0, 0.2)),
+    Candidate(Softmax()),
+    # The log says nothing of these.
+    Candidate(Epsilon(rate=0.1), discovery_share=0.2),
+    vw_candidate("--cb_explore_adf --epsilon 0.1", shortlist=5),
+]
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on PATH: install Debian's `chromium`"
@@ -31,13 +37,16 @@ pytestmark = pytest.mark.skipif(
 def found(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """A study of a small log and few short runs."""
     world = churning_world()
-    sample = make_sample(Sample(world, CANDIDATES[0], n_learned=200, n_logged=500), tmp_path_factory.mktemp("tune"))
+    sample = make_sample(
+        Sample(world, CANDIDATES[0], n_learned=200, n_logged=500, settings=TRAINED_SETTINGS),
+        tmp_path_factory.mktemp("tune"),
+    )
     with ThreadPoolExecutor(1) as pool:
         return study(
             CANDIDATES,
             surface="home",
             sample=sample,
-            plan=Plan(world, 80, (1, 2)),
+            plan=Plan(world, 80, (1, 2), settings=TRAINED_SETTINGS),
             limits=Limits(),
             pool=pool,
             say=lambda title: lambda done, total: None,

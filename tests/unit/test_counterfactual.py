@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from bandit.exploration import Epsilon, Exploration, Greedy, Softmax, SquareCB, VwExplorer
 from bandit.rules import Discovery, Freshness, MaxPer, Pinned, Prior, Rule, Sponsored
+from service.decision_record import pack_actions
 from service.messages import Decision
 from simulators.counterfactual import TargetPolicy, build_counterfactual
 from tests.slate_logs import ACTIONS, N_SLOTS, cells, coins, decision_of, walk_along
@@ -133,6 +134,22 @@ def test_a_discovery_share_that_the_log_never_drew_is_unsupported(
     weighed = [(d, m, build_counterfactual(d, TargetPolicy(rules=target))) for d, m in cells(LOGGING, logged)]
     assert {found.unsupported for *_, found in weighed} == {f"discovery {reason} (decision e)"}
     assert all(found.discovery_weight == 0.0 for *_, found in weighed)
+
+
+def test_a_log_that_reserved_nothing_needs_no_pool_to_say_what_it_cannot_carry() -> None:
+    """What rules do not read is not logged: a log without the rule lacks its column."""
+    decision = next(cells(LOGGING))[0]
+    columns = {name: column for name, column in ACTIONS.columns.items() if name != "discovery"}
+    bare = pack_actions(
+        msgspec.structs.replace(ACTIONS, columns=columns), sources=np.zeros(5, dtype=np.uint8), source_names=["x"]
+    )
+    decision = msgspec.structs.replace(decision, candidates=bare)
+    found = build_counterfactual(decision, TargetPolicy(rules=[Discovery(share=0.5)]))
+    assert found.unsupported.startswith("discovery share 0.5 reserves 1 or 2 of 3 slots")
+    assert (found.weights == 1.0).all()
+    reserved = msgspec.structs.replace(decision, rules=[Discovery(share=0.5)], discovery_positions=[1])
+    with pytest.raises(ValueError, match="a rule reads column 'discovery', which the log lacks"):
+        build_counterfactual(reserved, TargetPolicy())
 
 
 def test_a_slate_that_ended_where_the_target_goes_on_has_weight_0() -> None:

@@ -19,7 +19,6 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
 from service.adapters.memory_store import MemoryJournal
 from service.adapters.memory_streams import MemoryStore
@@ -461,22 +460,21 @@ async def test_entries_that_are_synced_together_are_all_taken_or_none(
     await spool.close(timeout_s=0.05)
 
 
-async def test_a_spool_that_ships_no_more_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_spool_that_ships_no_more_ends_its_task_by_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     journal = FlakyJournal()
     spool = Spool(tmp_path, journal, Metrics())
-    assert not spool.is_shipping
-    spool.start()
-    assert spool.is_shipping
+    shipping = spool.start()
+    assert not shipping.done()
 
     async def broken(shipments: object) -> list[Claim | None]:
         raise TypeError("a mistake of ours")
 
     monkeypatch.setattr(journal, "ship", broken)
     spool.append(_event("a"))
-    with capture_logs() as logs:
-        await until(lambda: not spool.is_shipping)
-        await asyncio.sleep(0)
-    assert [(log["event"], log["error"]) for log in logs] == [("spool.stopped", "a mistake of ours")]
+    await until(shipping.done)
+    assert str(shipping.exception()) == "a mistake of ours"
     await spool.close(timeout_s=0.05)
 
 

@@ -17,9 +17,9 @@ from service.config import SurfaceConfig
 from service.training_rows import JoinedDecision
 from simulators.logged_world import LoggedWorld, better_world
 from simulators.tune.apply import command_for, live_changes
-from simulators.tune.candidates import Candidate, Grid, discovery_share_of, expand
+from simulators.tune.candidates import Candidate, Grid, discovery_share_of, expand, vw_candidate
 from simulators.tune.judge import Evidence, Gain, Limits, Verdict, judge, pareto_front
-from simulators.tune.log_values import build_slates, value_of
+from simulators.tune.log_values import NO_WORD, build_slates, value_of
 from simulators.tune.study import LINEAR_WITHIN, linearity_of
 
 NOW = Candidate(Epsilon(rate=0.1))
@@ -55,6 +55,16 @@ def test_every_combination_of_the_grid_is_tried_under_a_name_of_its_own() -> Non
 def test_a_surface_that_explores_with_a_vw_model_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be tuned"):
         expand(Grid(), Candidate(VwExplorer(model="e")))
+
+
+def test_explorers_of_vw_are_tried_with_every_shortlist_and_share_under_their_arguments() -> None:
+    grid = Grid(kinds=[], explorers=["--cb_explore_adf --bag 5", "--squarecb --cb_explore_adf"], shortlists=[20, 9])
+    assert [one.name for one in expand(replace(grid, discovery_shares=[0, 0.1]), NOW)[1:5]] == [
+        "vw --bag 5", "vw --bag 5, discovery 0.1", "vw --bag 5, top 9", "vw --bag 5, top 9, discovery 0.1",
+    ]  # fmt: skip
+    assert len(set(expand(grid, NOW))) == 5
+    with pytest.raises(ValueError, match="must have --cb_explore_adf"):
+        expand(replace(grid, explorers=["--bag 5"]), NOW)
 
 
 def test_another_discovery_share_leaves_the_other_rules_and_their_order_as_they_were() -> None:
@@ -104,6 +114,26 @@ def test_the_logged_policy_is_worth_what_the_log_earned_with_weights_of_exactly_
     earned = np.mean([joined.rewards[0] for joined in decisions])
     assert found.value.value == pytest.approx(earned, abs=1e-12)
     assert found.estimate == 0.0
+
+
+def test_a_log_says_nothing_of_an_explorer_of_vw_and_so_it_is_not_recommended() -> None:
+    world = better_world(seed=1)
+    candidates = [Candidate(world.exploration), vw_candidate("--cb_explore_adf --bag 5")]
+    found = value(logged(world, 200, seed=2), candidates, 1)
+    assert found.refusal == found.one_slot_refusal == NO_WORD
+    assert found.value.value is None
+    gain = Gain(0.3, 0.2, 0.4, 10)
+    evidence = [
+        Evidence(
+            one, gain if n else Gain(0.0, 0.0, 0.0, 10), None, found.one_slot_refusal if n else None, 0.1, 0.1, 0.1
+        )
+        for n, one in enumerate(candidates)
+    ]
+    verdict = judge(evidence, Limits())
+    assert verdict.recommended == candidates[0]
+    assert candidates[1] in verdict.front
+    # The control: a candidate of which the log does speak, with the same runs.
+    assert judge([evidence[0], replace(evidence[1], refusal=None)], Limits()).recommended == candidates[1]
 
 
 def test_values_of_other_rates_are_near_the_truth_and_inside_their_bounds() -> None:
