@@ -95,11 +95,11 @@ def simulators_command(
     """Decisions a second of the closed loop; rows a second of off-policy evaluation beside the Open Bandit Pipeline."""
     configure_logs("warning", process="bench")
     with Console(stderr=True).status("starting") as status:
+        # First, while this process is small: the system counts its peak as one of the processes that it starts.
+        evaluation = {} if loop_only else bench_simulators(status.update, n_rows=n_rows, pipeline=obp_python)
         loop = {} if evaluation_only else {"closed_loop": bench_closed_loop(status.update)}
-        if loop_only:
-            return _report("closed_loop", loop, as_json=as_json)
-        figures = loop | bench_simulators(status.update, n_rows=n_rows, pipeline=obp_python)
-    return _report("evaluation" if evaluation_only else "simulators", figures, as_json=as_json)
+    name = "closed_loop" if loop_only else "evaluation" if evaluation_only else "simulators"
+    _report(name, evaluation | loop, as_json=as_json)
 
 
 @bench.command("retrieval", epilog="Example: hone bench retrieval --n-items 1000000 --json")
