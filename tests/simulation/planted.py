@@ -247,8 +247,8 @@ def _later_decisions_attract() -> AbstractContextManager[Any]:
     """An event that names no decision goes to the newest, even to one made after it."""
 
     def last_shown(self: Any, event: Any) -> str | None:
-        shown = self._by_user_item.get((event.user_key, event.item_id or ""))
-        return shown[-1] if shown else None
+        decisions = reversed(self._by_user.get(event.user_key, []))
+        return next((one for _, _, one in decisions if event.item_id in self._tracked[one].item_ids), None)
 
     return patch("bandit.joining.Joiner._last_shown", last_shown)
 
