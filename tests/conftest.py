@@ -10,6 +10,17 @@ import redis
 from tests.stack import Stack, short_folder, start_stack, start_store
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_loggers() -> Iterator[None]:
+    """Commands that run in the tests' process leave its loggers as they are.
+
+    They would go on writing to the command's standard error, which ends with it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simulators.simulate_commands.configure_logs", lambda *_, **__: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def _store_server() -> Iterator[str]:
     with short_folder() as folder:

@@ -46,8 +46,6 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     asked = ["--rate", "1", "--uniform-share", "1", "--learning-rate", "0.01", "--decisions", str(N_DECISIONS)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(WORLDS, "clustered", lambda: SMALL)
-        # Loggers of this process would go on writing to the command's standard error, which ends with it.
-        patch.setattr("simulators.simulate_commands.configure_logs", lambda *_, **__: None)
         hone("simulate", "--world", "clustered", *asked, "--out", str(out))
     return out
 

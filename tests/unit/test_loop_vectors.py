@@ -235,12 +235,9 @@ def test_what_was_seen_in_the_past_tires_nobody_in_the_run() -> None:
 
 
 def simulated_by_command(*options: str) -> dict[str, object]:
-    with pytest.MonkeyPatch.context() as patch:
-        # Loggers of this process would go on writing to the command's standard error, which ends with it.
-        patch.setattr("simulators.simulate_commands.configure_logs", lambda *_, **__: None)
-        result = CliRunner().invoke(app, ["simulate", "--world", "churning", "--decisions", "80", "--json", *options])
+    result = CliRunner().invoke(app, ["simulate", "--world", "churning", "--decisions", "80", "--json", *options])
     assert result.exit_code == 0, result.output
-    # Without a configuration the loggers write before it.
+    # The loggers of tests write before it.
     found: dict[str, object] = json.loads(result.stdout[result.stdout.index("{") :])
     return found
 
