@@ -20,7 +20,7 @@ def save_result(name: str, figures: dict[str, Any], *, command: str | None = Non
     path = RESULTS / f"{name}.json"
     result = {
         "benchmark": name,
-        "command": command or f"hone bench {name}",
+        "command": command or f"hone bench {name.replace('_', '-')}",
         "commit": _commit(),
         "cpu": _cpu(),
         "n_cpus": os.cpu_count(),
