@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from bandit._native import inverse_gap_mixture, softmax_mixture
-from bandit.slot import Mixture, SlotView
+from bandit.slot import ALL_GREEDY, Mixture, SlotView
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
@@ -39,7 +39,7 @@ class Greedy(Policy, frozen=True, kw_only=True, tag="greedy"):
 
     def mixture(self, view: SlotView) -> Mixture:
         """Return all mass on the best."""
-        return _ALL_GREEDY
+        return ALL_GREEDY
 
     @property
     def explore_rate(self) -> float:
@@ -224,8 +224,6 @@ class VwExplorer(_OnShortlist, frozen=True, kw_only=True, tag="vw"):
             raise ValueError(f"the explorer must give a pmf over the {len(view.top)} actions of the shortlist")
         return Mixture(greedy=0.0, shortlist=(1.0 - self.uniform_share) * pmf, uniform=self.uniform_share)
 
-
-_ALL_GREEDY = Mixture(greedy=1.0, shortlist=np.zeros(0), uniform=0.0)
 
 Exploration = Greedy | Epsilon | Softmax | SquareCB | VwExplorer
 

@@ -16,12 +16,9 @@ from bandit._native import Likeness, Limit, SlateState, all_finite
 from bandit.columns import BoolArray, Columns, Float64Array, Int64Array
 from bandit.exploration import Exploration
 from bandit.rules import Boost, Discovery, Diversity, MaxPer, Placement, Rule
-from bandit.slot import Mixture, SlotDraw, SlotPmf, draw_slot
+from bandit.slot import ALL_GREEDY, SlotDraw, SlotPmf, draw_slot
 
 ExplorerPmf = Callable[[int, Int64Array], Float64Array]
-
-# A slot that a placement fills.
-_CERTAIN = Mixture(greedy=1.0, shortlist=np.zeros(0), uniform=0.0)
 
 
 class ActionSet(msgspec.Struct, frozen=True):
@@ -129,7 +126,7 @@ class SlateWalk:
         slot = self._n_placed
         if slot in self._claims:
             placed_by, action = self._claims[slot]
-            return SlotPmf(self._state.only(action), _CERTAIN, placed_by, False, ())
+            return SlotPmf(self._state.only(action), ALL_GREEDY, placed_by, False, ())
         seen = self._state.view(self._shortlist_size)
         if seen is None:
             return None

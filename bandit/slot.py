@@ -7,6 +7,11 @@ is logged, never the probability of the part taken. All of it is compiled; the t
 
 from __future__ import annotations
 
+import numpy as np
+
 from bandit._native import Mixture, SlotDraw, SlotPmf, SlotView, build_pmf, draw_slot, view_slot
 
-__all__ = ["Mixture", "SlotDraw", "SlotPmf", "SlotView", "build_pmf", "draw_slot", "view_slot"]
+__all__ = ["ALL_GREEDY", "Mixture", "SlotDraw", "SlotPmf", "SlotView", "build_pmf", "draw_slot", "view_slot"]
+
+# No exploration: of a greedy policy, and of a slot that a placement fills.
+ALL_GREEDY = Mixture(greedy=1.0, shortlist=np.zeros(0), uniform=0.0)

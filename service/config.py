@@ -430,11 +430,15 @@ class Config(Section, frozen=True, kw_only=True):
             power_t=model.power_t,
         )
 
-    def explorer_spec(self, name: str) -> ExplorerSpec:
-        """Return the shape of a VW explorer."""
+    def explorer_spec(self, name: str, *, arguments: str | None = None) -> ExplorerSpec:
+        """Return the shape of a VW explorer, or of one with other arguments on the settings of any model.
+
+        Raises:
+            ValueError: the arguments cannot be those of an explorer.
+        """
         model = self.models[name]
         return ExplorerSpec(
-            arguments=parse_explorer_arguments(model.arguments),
+            arguments=parse_explorer_arguments(model.arguments if arguments is None else arguments),
             bits=model.bits,
             learning_rate=model.learning_rate,
             interactions=tuple(self.features.interactions),

@@ -81,10 +81,8 @@ def run_loop(
         raise ValueError(f"n_decisions and every must be at least 1, got {n_decisions} and {every}")
     if frozen is not None and isinstance(exploration, VwExplorer):
         raise ValueError(f"explorer {exploration.model!r} explores by what it learns: it cannot be frozen")
-    # As processes of the service do: small products are not worth the threads, old objects not worth looking at.
+    # As processes of the service do: small products are not worth the threads.
     threadpool_limits(1, "blas")
-    thresholds = gc.get_threshold()
-    spare_the_garbage_collector()
     config = build_config(
         world, exploration=exploration, rules=rules, discovery_share=discovery_share, settings=settings
     )
@@ -109,6 +107,9 @@ def run_loop(
             on_model=on_model,
             on_items=on_items,
         )
+        # And so do they: old objects are not worth looking at.
+        thresholds = gc.get_threshold()
+        spare_the_garbage_collector()
         try:
             return uvloop.run(loop.run(n_decisions))
         finally:

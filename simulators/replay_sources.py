@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from bandit.exploration import Epsilon, Exploration, VwExplorer
-from bandit.explorer import Explorer, ExplorerSpec, parse_explorer_arguments
+from bandit.explorer import Explorer
 from bandit.learner import Learner
 from bandit.policy import WeightTable
 from bandit.rules import Rule
@@ -219,21 +219,10 @@ def _items_of(path: Path) -> ItemHistory:
 
 
 def _explorer(request: ReplayRequest, config: Config) -> Explorer:
-    model = config.models.get(request.model)
-    if model is None:
+    if request.model not in config.models:
         raise Unanswerable(f"an explorer needs the bits of a model, one of {', '.join(config.models)}")
     try:
-        return Explorer(
-            ExplorerSpec(
-                arguments=parse_explorer_arguments(request.vw),
-                bits=model.bits,
-                learning_rate=model.learning_rate,
-                interactions=tuple(config.features.interactions),
-                schema_version=config.features.version,
-                baseline=config.features.baseline,
-                power_t=model.power_t,
-            )
-        )
+        return Explorer(config.explorer_spec(request.model, arguments=request.vw))
     except ValueError as error:
         raise Unanswerable(str(error)) from error
 
